@@ -1,0 +1,42 @@
+# make demo · make test · make lab · make docs
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lab docs install dev check clean
+
+install: $(VENV)/.installed
+dev: $(VENV)/.dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+demo: install
+	$(BIN)/hatenb demo
+
+test: dev
+	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/python -m pytest
+
+# what CI checks beside the tests: modules are exported, notebooks are clean
+check: dev
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+	@git diff --exit-code --stat -- hatenb nbs || (echo 'nbdev-export or nbdev-clean changed these files: run `make check` and commit them' && exit 1)
+
+lab: dev
+	$(BIN)/jupyter lab nbs
+
+docs: dev
+	$(BIN)/nbdev-docs
+
+clean:
+	rm -rf _docs _proc build *.egg-info

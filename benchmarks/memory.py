@@ -1,0 +1,16 @@
+"Peak resident memory of a LoRA training run on an nf4 encoder, batch 32, all of HateXplain's training posts for one epoch"
+import argparse, tempfile
+
+from common import keep
+from hatenb.core import resolve_dtype
+from hatenb.studies import RunConfig, peak_memory, run
+from hatenb.training import TrainConfig
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--quantization', default='nf4')
+    a = parser.parse_args()
+    dtype = str(resolve_dtype('auto')).removeprefix('torch.')
+    with tempfile.TemporaryDirectory() as folder:
+        record = run(RunConfig(('label', 'target', 'rationale'), quantization=a.quantization, dtype=dtype, train=TrainConfig(epochs=1, batch_size=32)), folder)
+    keep('memory', dict(quantization=a.quantization, dtype=dtype, batch_size=32, peak_gib=peak_memory()/2**30, cost=record['cost']))

@@ -1,0 +1,33 @@
+"Run by test_training.py, alone or under accelerate launch: one step's gradients and losses, written to a file"
+import os, sys
+
+os.environ.setdefault('HATENB_QUIET', '1')
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from hatenb.batches import Posts
+from hatenb.corpora import frequencies
+from hatenb.studies import RunConfig, run_corpora, run_encoder, run_model
+from hatenb.training import TrainConfig, Trainer
+
+out, accumulate = sys.argv[1], int(sys.argv[2])
+accelerator = Accelerator(cpu=True)
+config = RunConfig(('mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'), options=dict(r=4),
+                   heads={'label': {'loss_options': {'balance': 1.}}, 'target': {'loss_options': {'balance': .5}}})
+encoder = run_encoder(config)
+corpora = run_corpora(config, encoder.tokenizer)
+model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
+posts = {c: Posts(d['train'], c) for c, d in corpora.items()}
+trainer = Trainer(model, posts, TrainConfig(batch_size=13, accumulate=accumulate, clip=1e9), accelerator=accelerator)
+model.eval()                               # no dropout: its masks differ between processes, as they should
+
+# one post of the second corpus: with two processes only the first has one, and the second must still agree
+rows = {'mini': list(range(12)), 'mini_mhs': [0]}
+trainer.optimizer.step = lambda: None      # the gradients shall stay as they are
+trainer.optimizer.zero_grad = lambda: None
+losses = trainer.step(rows)
+found = {k: p.grad.clone() for k, p in trainer.params.items() if p.grad is not None}
+found |= {f'loss.{k}': torch.tensor(v) for k, v in losses.items()}
+if accelerator.is_main_process: save_file({k: v.contiguous() for k, v in found.items()}, out)
+accelerator.wait_for_everyone()

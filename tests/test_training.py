@@ -1,0 +1,109 @@
+"What a notebook can't show: processes that are killed and go on, processes that train together"
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hatenb.core import HatenbError
+from hatenb.studies import RunConfig, run
+from hatenb.training import TrainConfig
+
+here = Path(__file__).parent
+CONFIG = RunConfig(('mini/label', 'mini/rationale', 'mini_mhs/score'), options=dict(r=4), limit=96,
+                   train=TrainConfig(epochs=2, batch_size=16, checkpoint_steps=3, lr=1e-3))
+
+
+def start(runs_path):
+    "A process that makes the run"
+    code = ('import json,sys; from hatenb.studies import RunConfig, run; '
+            'run(RunConfig.from_dict(json.loads(sys.argv[1])), runs_path=sys.argv[2])')
+    return subprocess.Popen([sys.executable, '-c', code, json.dumps(CONFIG.to_dict()), str(runs_path)],
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+
+
+def weights(folder):
+    return {**load_file(folder/'heads.safetensors'), **load_file(next((folder/'adapters'/'shared').glob('*.safetensors')))}
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for k in a: assert torch.equal(a[k], b[k]), k
+
+
+@pytest.fixture(scope='module')
+def never_killed(tmp_path_factory):
+    path = tmp_path_factory.mktemp('whole')
+    finish(start(path))
+    return path/CONFIG.id
+
+
+def without_times(record):
+    "A record without what two runs cannot share: times, memory"
+    r = json.loads(json.dumps(record))
+    for k in ('train_seconds', 'posts_per_second', 'predict_posts_per_second', 'peak_memory_bytes'): r['cost'].pop(k)
+    return r
+
+
+def test_killed_three_times_ends_the_same(tmp_path, never_killed):
+    folder = tmp_path/CONFIG.id
+    checkpoint, seen = folder/'checkpoint.safetensors', 0
+    for _ in range(3):
+        p = start(tmp_path)
+        deadline = time.time()+240
+        while time.time() < deadline and p.poll() is None:       # until a newer checkpoint than the last one lies there
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > seen: break
+            time.sleep(.01)
+        if p.poll() is not None: break                           # it was done before it could be killed
+        seen = checkpoint.stat().st_mtime_ns
+        p.send_signal(signal.SIGKILL)
+        p.wait()
+        assert not (folder/'record.json').exists()
+    assert seen, 'the run was never killed after a checkpoint'
+    finish(start(tmp_path))
+    same(weights(folder), weights(never_killed))
+    mine, theirs = (without_times(json.loads((f/'record.json').read_text())) for f in (folder, never_killed))
+    assert mine == theirs
+    assert not checkpoint.exists()
+
+
+def test_same_seed_same_record_other_seed_other_weights(tmp_path, never_killed):
+    finish(start(tmp_path))
+    same(weights(tmp_path/CONFIG.id), weights(never_killed))
+
+
+def test_two_runs_at_once_are_refused(tmp_path):
+    from filelock import FileLock
+    (tmp_path/CONFIG.id).mkdir()
+    with FileLock(tmp_path/CONFIG.id/'.lock'):
+        with pytest.raises(HatenbError, match='another process'): run(CONFIG, runs_path=tmp_path)
+
+
+def test_broken_checkpoint_says_what_to_do(tmp_path):
+    (tmp_path/CONFIG.id).mkdir()
+    broken = tmp_path/CONFIG.id/'checkpoint.safetensors'
+    broken.write_bytes(b'not a checkpoint')
+    with pytest.raises(HatenbError, match='Delete it'): run(CONFIG, runs_path=tmp_path)
+    assert broken.read_bytes() == b'not a checkpoint'
+
+
+@pytest.mark.parametrize('processes,accumulate', [(2, 1), (2, 2), (1, 3)])
+def test_gradients_do_not_depend_on_how_the_batch_is_cut(tmp_path, processes, accumulate):
+    def gradients(n, accumulate):
+        out = tmp_path/f'{n}-{accumulate}.safetensors'
+        launch = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', str(n), '--num_machines', '1', '--mixed_precision', 'no',
+                  '--dynamo_backend', 'no', '--main_process_port', '0'] if n > 1 else []
+        r = subprocess.run([sys.executable, *launch, str(here/'gradients.py'), str(out), str(accumulate)], capture_output=True, text=True,
+                           timeout=400, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        assert r.returncode == 0, r.stderr[-3000:]
+        return load_file(out)
+    one, cut = gradients(1, 1), gradients(processes, accumulate)
+    assert one.keys() == cut.keys()
+    for k in one: torch.testing.assert_close(cut[k], one[k], rtol=1e-4, atol=2e-6, msg=k)
