@@ -6,7 +6,8 @@ Docs: https://hatenb.github.io/hatenb/batches.html.md"""
 
 # %% auto #0
 __all__ = ['align', 'words_to_tokens', 'tokens_to_words', 'encode', 'encoded_corpus', 'truncation', 'Ragged', 'Posts', 'take',
-           'Sampling', 'draws', 'shares', 'epoch_batches', 'padding_share', 'collate', 'part', 'sorted_batches']
+           'Sampling', 'draws', 'shares', 'epoch_batches', 'padding_share', 'round_up', 'collate', 'part',
+           'sorted_batches']
 
 # %% ../nbs/02_batches.ipynb #8e3ee0b8
 import os, shutil
@@ -20,13 +21,22 @@ from datasets import Dataset, DatasetDict
 
 # %% ../nbs/02_batches.ipynb #0f4a17e2
 from .core import HatenbError, derive_seed, digest, settings
-from .corpora import corpus_checksum, load_corpus
+from .corpora import corpus_checksum, gc_paused, load_corpus
 
 # %% ../nbs/02_batches.ipynb #4857f0a3
-def _vanishing(posts, tokenizer):
-    "The words of which the tokenizer makes nothing at all"
+def _tokenize(posts, tokenizer, max_length):
+    "For each post: ids of its sub-tokens, the word index of each (−1 for a special token)"
+    encodings = tokenizer(posts, is_split_into_words=True, truncation=True, max_length=max_length,
+                          return_attention_mask=False, return_token_type_ids=False).encodings
+    return [e.ids for e in encodings], [[-1 if w is None else w for w in e.word_ids] for e in encodings]
+
+def _without_vanishing(posts, tokenizer):
+    "The posts, with the unknown token for each word of which the tokenizer makes nothing"
     words = list({w for p in posts for w in p})
-    return {w for w,ids in zip(words, tokenizer(words, add_special_tokens=False)['input_ids']) if not ids} if words else set()
+    gone = {w for w,t in zip(words, _tokenize([[w] for w in words], tokenizer, None)[1]) if max(t, default=-1) < 0}
+    if gone and tokenizer.unk_token is None:
+        raise HatenbError(f'the tokenizer makes nothing of {min(gone)!r} and has no unknown token', tokenizer.name_or_path, 'Remove this word, or use another encoder.')
+    return [[tokenizer.unk_token if w in gone else w for w in p] for p in posts]
 
 # %% ../nbs/02_batches.ipynb #8c390492
 def align(
@@ -37,11 +47,12 @@ def align(
     "For each post: ids of its sub-tokens, the word index of each (−1 for a special token), and how many words were cut off"
     if not tokenizer.is_fast:
         raise HatenbError('the tokenizer keeps no word indexes', tokenizer.name_or_path, 'Use an encoder with a fast tokenizer.')
-    gone = _vanishing(posts, tokenizer)
-    kept = [[tokenizer.unk_token if w in gone else w for w in p] for p in posts] if gone else posts
-    encodings = tokenizer(kept, is_split_into_words=True, truncation=True, max_length=max_length).encodings
-    words = [[-1 if w is None else w for w in e.word_ids] for e in encodings]
-    return [e.ids for e in encodings], words, [len(p)-1-max(w) for p,w in zip(posts, words)]
+    ids,words = _tokenize(posts, tokenizer, max_length)
+    lacking = [i for i,(p,w) in enumerate(zip(posts, words)) if len({*w}-{-1}) < len(p)]   # a word vanished or was cut off
+    if lacking:
+        again = _tokenize(_without_vanishing([posts[i] for i in lacking], tokenizer), tokenizer, max_length)
+        for i,new_ids,new_words in zip(lacking, *again): ids[i],words[i] = new_ids,new_words
+    return ids, words, [len(p)-1-max(w, default=-1) for p,w in zip(posts, words)]
 
 # %% ../nbs/02_batches.ipynb #08ec97ba
 def words_to_tokens(
@@ -81,9 +92,11 @@ def encode(
         ids, words, cut = align(ds['words'][:], tokenizer, max_length)
         more = dict(input_ids=(ids, datasets.List(datasets.Value('int32'))), token_word=(words, datasets.List(datasets.Value('int16'))),
                     words_cut=(cut, datasets.Value('int16')))
-        for k,(v,feature) in more.items(): ds = ds.add_column(k, v, feature=feature)
-        return ds
-    return DatasetDict({k: _add(ds) for k,ds in corpus.items()})
+        features = datasets.Features(ds.features | {k: f for k,(_,f) in more.items()})
+        schema = features.arrow_schema                       # `add_column` would take longer than the tokenizer does
+        columns = [*ds.with_format('arrow')[:].columns, *(pa.array(v, schema.field(k).type) for k,(v,_) in more.items())]
+        return Dataset(pa.table(columns, schema=schema))
+    with gc_paused(): return DatasetDict({k: _add(ds) for k,ds in corpus.items()})
 
 # %% ../nbs/02_batches.ipynb #990ab9a1
 def encoded_corpus(
@@ -248,12 +261,17 @@ def padding_share(
     return float(1-real/positions)
 
 # %% ../nbs/02_batches.ipynb #33f336d2
+def round_up(length:int, multiple:int=8) -> int:
+    "The next multiple"
+    return -(-length//multiple)*multiple
+
+# %% ../nbs/02_batches.ipynb #f7036376
 def collate(
     posts:dict[str,Posts],       # corpus → its posts
     batch:dict[str,np.ndarray],  # corpus → rows
 ) -> dict[str,dict[str,torch.Tensor]]:
     "corpus → tensors, see `take`; all corpora are padded to the longest post of the batch"
-    width = max(int(posts[c].lengths[rows].max()) for c,rows in batch.items())
+    width = round_up(max(int(posts[c].lengths[rows].max()) for c,rows in batch.items()))
     return {c: take(posts[c], rows, width) for c,rows in batch.items()}
 
 # %% ../nbs/02_batches.ipynb #bc8e58fe

@@ -6,25 +6,25 @@ Docs: https://hatenb.github.io/hatenb/corpora.html.md"""
 
 # %% auto #0
 __all__ = ['LABELS', 'TARGETS', 'PAPER_TARGETS', 'gold_columns', 'hatexplain_features', 'mhs_features', 'mhs_share_features',
-           'corpora', 'majority', 'target_counts', 'mark_counts', 'attention_target', 'gold', 'read_hatexplain',
-           'split_of', 'read_mhs', 'read_mhs_share', 'RemoteFile', 'Corpus', 'add_corpus', 'download', 'places',
-           'locate', 'fetch', 'load_corpus', 'corpus_checksum', 'make_mini', 'mask', 'show', 'frequencies',
-           'statistics', 'fleiss_kappa', 'corpora_table']
+           'corpora', 'majority', 'target_counts', 'mark_counts', 'attention_target', 'gold', 'gc_paused',
+           'read_hatexplain', 'split_of', 'read_mhs', 'read_mhs_share', 'RemoteFile', 'Corpus', 'add_corpus',
+           'download', 'places', 'locate', 'fetch', 'load_corpus', 'corpus_checksum', 'make_mini', 'mask', 'show',
+           'frequencies', 'statistics', 'fleiss_kappa', 'corpora_table']
 
 # %% ../nbs/01_corpora.ipynb #56ab4b3a
-import collections, hashlib, html, io, os, random, re
-from dataclasses import dataclass, field
+import collections, contextlib, gc, hashlib, html, os, random, re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
 # %% ../nbs/01_corpora.ipynb #6936ae2a
-import httpx, numpy as np, pandas as pd
+import httpx, numpy as np, pandas as pd, pyarrow as pa
 import datasets
 from datasets import Dataset, DatasetDict, Features, List, Value
-from fastcore.basics import patch
 
 # %% ../nbs/01_corpora.ipynb #cb0a3048
-from .core import HatenbError, Registry, derive_seed, digest, file_sha256, progress, read_json, settings, whole_file, write_json
+from .core import (HatenbError, Registry, derive_seed, digest, file_sha256, progress, read_json, settings,
+                         whole_file, write_json)
 
 # %% ../nbs/01_corpora.ipynb #d320df0f
 LABELS = 'normal','offensive','hatespeech'
@@ -37,17 +37,21 @@ def majority(
     return label if n >= 2 else -1
 
 # %% ../nbs/01_corpora.ipynb #65f037c5
-TARGETS = 'African','Arab','Asian','Caucasian','Hispanic','Homosexual','Islam','Jewish','Other','Refugee','Women'
+TARGETS = ('African','Arab','Asian','Caucasian','Hispanic','Homosexual','Islam','Jewish','Other','Refugee','Women')
 PAPER_TARGETS = tuple(t for t in TARGETS if t != 'Other')
-_target_names = frozenset((*TARGETS, 'None', 'Men', 'Christian', 'Disability', 'Minority', 'Heterosexual', 'Economic', 'Nonreligious',
-                           'Indigenous', 'Indian', 'Hindu', 'Buddhism', 'Bisexual', 'Asexual'))
+_target_index = {t: i for i,t in enumerate(TARGETS)}
+_target_names = frozenset((*TARGETS, 'None', 'Men', 'Christian', 'Disability', 'Minority', 'Heterosexual', 'Economic',
+                           'Nonreligious', 'Indigenous', 'Indian', 'Hindu', 'Buddhism', 'Bisexual', 'Asexual'))
 
 def target_counts(
     votes:list[list[str]], # the communities each annotator named
 ) -> list[int]:
     "[11] how many annotators named each community"
-    named = [set(v) for v in votes]
-    return [sum(t in v for v in named) for t in TARGETS]
+    counts = [0]*len(TARGETS)
+    for named in votes:
+        for t in set(named):
+            if t in _target_index: counts[_target_index[t]] += 1
+    return counts
 
 # %% ../nbs/01_corpora.ipynb #6bb3a59f
 def mark_counts(
@@ -55,7 +59,7 @@ def mark_counts(
     n_words:int,
 ) -> list[int]:
     "[words] how many annotators marked each word"
-    return [sum(c) for c in zip(*rows)] if rows else [0]*n_words
+    return list(map(sum, zip(*rows))) if rows else [0]*n_words
 
 def attention_target(
     mean,  # [words] share of the annotators who marked each word
@@ -74,69 +78,115 @@ def gold(
     rationale_votes:list[list[int]],  # rows of marks, one an annotator (or none at all)
 ) -> dict:
     "The gold columns of a post in HateXplain's format"
-    n = len(label_votes)
-    targets,marks,rows = target_counts(target_votes),mark_counts(rationale_votes, n_words),max(len(rationale_votes), 1)
-    return dict(label=majority(label_votes), label_dist=[label_votes.count(i)/n for i in range(len(LABELS))],
-                target=[int(c >= 2) for c in targets], target_dist=[c/n for c in targets],
-                rationale_any=[int(m >= 1) for m in marks], rationale_majority=[int(m >= 2) for m in marks], rationale_mean=[m/rows for m in marks])
+    n,rows = len(label_votes), max(len(rationale_votes), 1)
+    targets,marks = target_counts(target_votes), mark_counts(rationale_votes, n_words)
+    return dict(
+        label=majority(label_votes), label_dist=[label_votes.count(i)/n for i in range(len(LABELS))],
+        target=[int(c >= 2) for c in targets], target_dist=[c/n for c in targets],
+        rationale_any=[int(m >= 1) for m in marks], rationale_majority=[int(m >= 2) for m in marks],
+        rationale_mean=[m/rows for m in marks])
 
 # %% ../nbs/01_corpora.ipynb #f636ebb8
-hatexplain_features = Features(id=Value('string'), words=List(Value('string')), label_votes=List(Value('int8')), target_votes=List(List(Value('string'))),
-    rationale_votes=List(List(Value('int8'))), label=Value('int8'), label_dist=List(Value('float32')), target=List(Value('int8')), target_dist=List(Value('float32')),
-    rationale_any=List(Value('int8')), rationale_majority=List(Value('int8')), rationale_mean=List(Value('float32')))
+_votes = dict(label_votes=List(Value('int8')), target_votes=List(List(Value('string'))), rationale_votes=List(List(Value('int8'))))
+_gold = dict(label=Value('int8'), label_dist=List(Value('float32')), target=List(Value('int8')), target_dist=List(Value('float32')),
+             rationale_any=List(Value('int8')), rationale_majority=List(Value('int8')), rationale_mean=List(Value('float32')))
+hatexplain_features = Features(id=Value('string'), words=List(Value('string')), **_votes, **_gold)
+
+# %% ../nbs/01_corpora.ipynb #c1607c5e
 _label_index = {l: i for i,l in enumerate(LABELS)}
 _fetch_again = 'Fetch the file again, or mend or remove this post.'
 
+def _check_words(words, wrong):
+    if not words: raise wrong('the post has no tokens')
+    try: ' '.join(words).encode()
+    except TypeError: raise wrong('a token is not a text') from None
+    except UnicodeEncodeError: raise wrong('a token holds half a character (a lone surrogate)') from None
+
+def _check_annotators(annotators, wrong):
+    if not annotators: raise wrong('the post has no annotators')
+    for a in annotators:
+        if not isinstance(a, dict) or not isinstance(a.get('target'), list): raise wrong('an annotator has no list of targets')
+        if a.get('label') not in LABELS: raise wrong(f'unknown label {a.get("label")!r}; known are {", ".join(LABELS)}')
+        if unknown := [t for t in a['target'] if not isinstance(t, str) or t not in _target_names]: raise wrong(f'unknown target {unknown[0]!r}')
+
+def _check_rationales(rows, n_words, wrong):
+    for i,r in enumerate(rows):
+        if not isinstance(r, list): raise wrong(f'rationale {i+1} is not a list')
+        if len(r) != n_words: raise wrong(f'rationale {i+1} has {len(r)} marks for {n_words} words')
+        if r.count(0)+r.count(1) != n_words: raise wrong(f'rationale {i+1} holds {next(m for m in r if m not in (0,1))!r}; marks are 0 or 1')
+
+# %% ../nbs/01_corpora.ipynb #e498c154
 def _post(post_id, p, file):
     "One post of `dataset.json` as a row, or the error that says what is wrong with it"
     def _wrong(what): return HatenbError(what, f'{file}, post {post_id}', _fetch_again)
-    try: words,annotators,rows = p['post_tokens'],p['annotators'],p['rationales']
-    except (KeyError, TypeError) as e: raise _wrong(f'the post has no {e}') from None
-    if not words or not all(isinstance(w, str) for w in words): raise _wrong('the post has no tokens')
-    try: label_votes = [_label_index[a['label']] for a in annotators]
-    except (KeyError, TypeError): raise _wrong(f'unknown label in {[a.get("label") for a in annotators]}; known are {", ".join(LABELS)}') from None
-    if not label_votes: raise _wrong('the post has no annotators')
-    target_votes = [a.get('target') or [] for a in annotators]
-    for t in target_votes:
-        if not _target_names.issuperset(t): raise _wrong(f'unknown target {sorted(set(t)-_target_names)[0]!r}')
-    for i,r in enumerate(rows):
-        if len(r) != len(words): raise _wrong(f'rationale {i+1} has {len(r)} marks for {len(words)} words')
-        if not set(r) <= {0,1}: raise _wrong(f'rationale {i+1} holds {sorted(set(r)-{0,1})[0]!r}; marks are 0 or 1')
-    return dict(id=post_id, words=words, label_votes=label_votes, target_votes=target_votes, rationale_votes=rows, **gold(len(words), label_votes, target_votes, rows))
+    for k in ('post_tokens','annotators','rationales'):
+        if not isinstance(p, dict) or not isinstance(p.get(k), list): raise _wrong(f'the post has no list {k!r}')
+    words,annotators,rationales = p['post_tokens'],p['annotators'],p['rationales']
+    _check_words(words, _wrong)
+    _check_annotators(annotators, _wrong)
+    _check_rationales(rationales, len(words), _wrong)
+    votes = dict(label_votes=[_label_index[a['label']] for a in annotators], target_votes=[a['target'] for a in annotators],
+                 rationale_votes=[list(map(int, r)) for r in rationales])   # `true` is a mark too
+    return dict(id=post_id, words=words, **votes, **gold(len(words), **votes))
 
-# %% ../nbs/01_corpora.ipynb #c1607c5e
+# %% ../nbs/01_corpora.ipynb #0b1ddc94
 def _no_duplicates(file):
-    "JSON hook: a key that comes twice would silently lose a post"
+    "JSON hook: an error for a key that is there twice"
     def _hook(pairs):
         d = dict(pairs)
         if len(d) < len(pairs):
             twice = next(k for k,n in collections.Counter(k for k,_ in pairs).items() if n > 1)
-            raise HatenbError(f'the id or key {twice!r} is there twice', file, 'Remove one of the two.')
+            raise HatenbError('an id or key is there twice', f'{file}, post {twice}', 'Remove one of the two.')
         return d
     return _hook
 
+def _object(file):
+    "The JSON object in a file"
+    obj = read_json(file, object_pairs_hook=_no_duplicates(file))
+    if not isinstance(obj, dict): raise HatenbError('the file does not hold a JSON object', file, 'Fetch it again.')
+    return obj
+
+def _split_ids(ids, posts, file):
+    "Post → split, in the order of the file"
+    splits = {}
+    for theirs,ours in (('train','train'),('val','validation'),('test','test')):
+        if not isinstance(ids.get(theirs), list): raise HatenbError(f'the split {theirs!r} is missing', file, 'Fetch the file again.')
+        for i in ids[theirs]:
+            if not isinstance(i, str) or i not in posts:
+                raise HatenbError('the split names a post that the corpus does not have', f'{file}, post {i}', 'Fetch dataset.json again.')
+            if i in splits: raise HatenbError('the post is in two splits, or twice in one', f'{file}, post {i}', 'Remove one of the two.')
+            splits[i] = ours
+    return splits
+
+# %% ../nbs/01_corpora.ipynb #645b54df
+@contextlib.contextmanager
+def gc_paused():
+    "Keep the garbage collector from looking through many small objects that all stay"
+    was_on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was_on: gc.enable()
+
+def _dataset(rows, features):
+    "Rows as a dataset; going through Arrow's own types is several times faster than `Dataset.from_list`"
+    schema = features.arrow_schema
+    return Dataset(pa.table([pa.array([r[k] for r in rows], schema.field(k).type) for k in features], schema=schema))
+
+# %% ../nbs/01_corpora.ipynb #78ec315f
 def read_hatexplain(
     folder:Path, # with dataset.json and post_id_divisions.json
 ) -> DatasetDict:
     "Read HateXplain's published format: official splits, and `undecided` for the posts in none"
     file,split_file = folder/'dataset.json',folder/'post_id_divisions.json'
-    posts,ids = read_json(file, object_pairs_hook=_no_duplicates(file)),read_json(split_file)
-    splits = {}
-    for theirs,ours in (('train','train'),('val','validation'),('test','test')):
-        if theirs not in ids: raise HatenbError(f'the split {theirs!r} is missing', split_file, 'Fetch the file again.')
-        for i in ids[theirs]:
-            if i not in posts: raise HatenbError('the split names a post that the corpus does not have', f'{split_file}, post {i}', f'Fetch {file.name} again.')
-            if i in splits: raise HatenbError('the post is in two splits, or twice in one', f'{split_file}, post {i}', 'Remove one of the two.')
-            splits[i] = ours
-    rows = {s: [] for s in ('train','validation','test','undecided')}
-    for i in (*splits, *(i for i in posts if i not in splits)): rows[splits.get(i, 'undecided')].append(_post(i, posts[i], file.name))
-    for s in ('train','validation','test'):
-        for r in rows[s]:
-            if r['label'] < 0: raise HatenbError('all annotators differ on a post of an official split', f'{file}, post {r["id"]}', _fetch_again)
-    return DatasetDict({s: _dataset(r, hatexplain_features) for s,r in rows.items()})
-
-def _dataset(rows, features):
-    return Dataset.from_dict({k: [r[k] for r in rows] for k in features}, features=features)
+    with gc_paused():
+        posts = _object(file)
+        splits = _split_ids(_object(split_file), posts, split_file)
+        rows = {s: [] for s in ('train','validation','test','undecided')}
+        for i in (*splits, *(i for i in posts if i not in splits)):
+            rows[splits.get(i, 'undecided')].append(r := _post(i, posts[i], file))
+            if i in splits and r['label'] < 0: raise HatenbError('all annotators differ on a post of an official split', f'{file}, post {i}', _fetch_again)
+        return DatasetDict({s: _dataset(r, hatexplain_features) for s,r in rows.items()})
 
 # %% ../nbs/01_corpora.ipynb #8acbd2de
 def split_of(
@@ -148,18 +198,21 @@ def split_of(
     return 'train' if x < .8 else 'validation' if x < .9 else 'test'
 
 # %% ../nbs/01_corpora.ipynb #2cae0884
-mhs_features = Features(id=Value('string'), words=List(Value('string')), text=Value('string'), score=Value('float32'), hatespeech_votes=List(Value('float32')))
-mhs_share_features = Features(id=Value('string'), words=List(Value('string')), text=Value('string'), score=Value('float32'), score_gt_0=Value('int8'), n_annotators=Value('int16'))
+_comment = dict(id=Value('string'), words=List(Value('string')), text=Value('string'), score=Value('float32'))
+mhs_features = Features(**_comment, hatespeech_votes=List(Value('float32')))
+mhs_share_features = Features(**_comment, score_gt_0=Value('int8'), n_annotators=Value('int16'))
 
 def _numbers(table, column, file):
     "A column as finite numbers"
     x = pd.to_numeric(table[column], errors='coerce').to_numpy(np.float64)
     if not np.isfinite(x).all():
         row = int(np.argmin(np.isfinite(x)))
-        raise HatenbError(f'{column} is {table[column].iloc[row]!r}, not a number', f'{file}, comment {table["comment_id"].iloc[row]}', 'Mend or remove this row.')
+        raise HatenbError(f'{column} is {table[column].iloc[row]!r}, not a number', f'{file}, comment {table["comment_id"].iloc[row]}',
+                          'Mend or remove this row.')
     return x
 
 def _columns(table, needed, file):
+    "Raise if a column is missing"
     for c in needed:
         if c not in table: raise HatenbError(f'the column {c!r} is missing', file, 'Fetch the file again.')
 
@@ -182,12 +235,15 @@ def read_mhs(
     try: t = pd.read_parquet(file)
     except Exception as e: raise HatenbError(f'the file cannot be read: {e}', file, 'Fetch it again.') from None
     _columns(t, ('comment_id','text','hatespeech','hate_speech_score'), file)
-    t = t.assign(hate_speech_score=_numbers(t, 'hate_speech_score', file), hatespeech=_numbers(t, 'hatespeech', file)).sort_values('comment_id', kind='stable')
-    rows = []
-    for i,g in t.groupby('comment_id', sort=True):
-        if g['hate_speech_score'].nunique() > 1 or g['text'].nunique() > 1:
-            raise HatenbError('the rows of a comment differ in score or text', f'{file}, comment {i}', 'Remove one of them.')
-        rows.append(dict(id=str(i), text=g['text'].iloc[0], score=g['hate_speech_score'].iloc[0], hatespeech_votes=g['hatespeech'].tolist()))
+    if t['comment_id'].isna().any(): raise HatenbError('a row has no comment_id', file, 'Remove this row.')
+    t = t.assign(**{c: _numbers(t, c, file) for c in ('hate_speech_score','hatespeech')})
+    comments = t.groupby('comment_id', sort=True)
+    differ = (comments[['hate_speech_score','text']].nunique(dropna=False) > 1).any(axis=1)
+    if differ.any():
+        raise HatenbError('the rows of a comment differ in score or text', f'{file}, comment {differ.idxmax()}', 'Mend or remove one of them.')
+    first = t.drop_duplicates('comment_id').sort_values('comment_id')
+    rows = [dict(id=str(i), text=x, score=s, hatespeech_votes=v)
+            for i,x,s,v in zip(first['comment_id'], first['text'], first['hate_speech_score'], comments['hatespeech'].agg(list))]
     return _split(rows, mhs_features, file, seed)
 
 # %% ../nbs/01_corpora.ipynb #cbeaa1ae
@@ -204,9 +260,9 @@ def read_mhs_share(
     t = t[t['hatespeech_frac'] != '']
     if (twice := t['comment_id'].duplicated()).any():
         raise HatenbError('the comment is there twice', f'{file}, comment {t["comment_id"][twice].iloc[0]}', 'Remove one of the two.')
-    score = _numbers(t, 'hatespeech_frac', file)
-    rows = [dict(id=i, text=x, score=s, score_gt_0=int(float(g)) if g else -1, n_annotators=int(float(n)))
-            for i,x,s,g,n in zip(t['comment_id'], t['text'], score, t['score_gt_0'], t['n_annotators'])]
+    t = t.assign(score_gt_0=t['score_gt_0'].replace('', '-1'))
+    score,above,n = (_numbers(t, c, file) for c in ('hatespeech_frac','score_gt_0','n_annotators'))
+    rows = [dict(id=i, text=x, score=s, score_gt_0=int(g), n_annotators=int(k)) for i,x,s,g,k in zip(t['comment_id'], t['text'], score, above, n)]
     return _split(rows, mhs_share_features, file, seed)
 
 # %% ../nbs/01_corpora.ipynb #1d9ce4cb
@@ -268,7 +324,7 @@ def _wrong(file, part):
 
 def _transfer(file, part, have):
     "Append what is missing to `part`, or write it anew where the server cannot go on in the middle"
-    headers = {'Range': f'bytes={have}-'} if have else {}
+    headers = {'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {})   # bytes as they are, so that their count means something
     with httpx.stream('GET', file.url, headers=headers, follow_redirects=True, timeout=30) as r:
         if r.status_code == 416: return                       # there is nothing left to send
         r.raise_for_status()

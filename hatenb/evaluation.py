@@ -132,7 +132,8 @@ def _correlation(W, a, b):
     W = W/W.sum(1, keepdims=True)
     ma,mb = ((W*x).sum(1, keepdims=True) for x in (a, b))
     cov,va,vb = ((W*x*y).sum(1) for x,y in ((a-ma, b-mb), (a-ma, a-ma), (b-mb, b-mb)))
-    return _divide(cov, np.sqrt(va*vb))
+    constant = (va <= 1e-24*ma[:,0]**2) | (vb <= 1e-24*mb[:,0]**2)     # rounding of the mean leaves a little variance
+    return _divide(cov, np.where(constant, 0, np.sqrt(va*vb)))
 
 def rank_correlation_of(a, b) -> Statistic:  # a, b: [n]
     "Spearman's correlation, ranked anew in every resample"
@@ -232,6 +233,7 @@ def word_probabilities(row) -> np.ndarray:
 
 def _rationale_statistics(t):
     use = np.array([y != 0 and np.sum(r) > 0 for y,r in zip(t['label'], t['rationale_any'])])
+    if not use.any(): return {}, dict(posts=0), {m: 'no post has a rationale' for m in metrics['tokens']}
     rows = rationale_table([r.rationale_any for r in t[use].itertuples()], [word_probabilities(r) for r in t[use].itertuples()])
     def _on(f): return lambda W: f(W[:,use])
     def _iou(suffix):
@@ -264,22 +266,30 @@ def _score_statistics(t):
 _statistics = dict(label=_label_statistics, target=_target_statistics, rationale=_rationale_statistics, score=_score_statistics)
 _given = dict(label='label_prob', target='target_prob', rationale='rationale_token_prob', score='score_pred')
 
+def _refuse(table, what, bad, remedy='Predict again.'):
+    ids = [f'{c}/{i}' for c,i in zip(table['corpus'][bad], table['id'][bad])]
+    if ids: raise HatenbError(f'{what}: {len(ids)} of {len(table)} posts', ', '.join(ids[:5]) + (', …' if len(ids) > 5 else ''), remedy)
+
 def check(table:pd.DataFrame):
-    "Raise `HatenbError` for predictions that are doubled, not numbers, no probabilities, or of the wrong length"
-    def _refuse(what, bad):
-        ids = [f'{c}/{i}' for c,i in zip(table['corpus'][bad], table['id'][bad])]
-        if ids: raise HatenbError(f'{what}: {len(ids)} of {len(table)} posts', ', '.join(ids[:5]) + (', …' if len(ids) > 5 else ''), 'Predict again.')
-    _refuse('the post is there twice', table.duplicated(['corpus','id']).to_numpy())
-    for task,column in _given.items():
-        if column not in table: continue
-        there = table[column].notna().to_numpy()
-        bad = lambda f: np.array([h and bool(f(v)) for h,v in zip(there, table[column])])
-        if task == 'score': _refuse('the score is not a finite number', there & ~np.isfinite(table[column].to_numpy(np.float64))); continue
-        width = dict(label=len(LABELS), target=len(TARGETS)).get(task)
-        if width: _refuse(f'{column} does not have {width} entries', bad(lambda v: len(v) != width))
-        if task != 'target': _refuse(f'{column} holds NaN', bad(lambda v: np.isnan(v).any()))
-        _refuse(f'{column} is not between 0 and 1', bad(lambda v: (np.asarray(v) < 0).any() or (np.asarray(v) > 1+1e-6).any()))
-        if task == 'label': _refuse('label_prob does not sum to 1', bad(lambda v: abs(np.sum(v)-1) > 1e-3))
+    "Raise `HatenbError` for predictions that are missing, doubled, not numbers, no probabilities, or of the wrong length"
+    if missing := [c for c in ('corpus','id') if c not in table]: raise HatenbError(f'the column {missing[0]!r} is missing', 'the predictions', 'Predict again.')
+    _refuse(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
+    for _,t in table.groupby('corpus', sort=False):
+        for task,column in _given.items():
+            if column not in t or (t[column].isna().all() and len(t) < len(table)): continue    # the columns of another corpus' tasks
+            _refuse(t, 'the score is not a finite number' if task == 'score' else f'{column} is missing', t[column].isna().to_numpy())
+            _check_column(t, task, column)
+
+def _check_column(t, task, column):
+    bad = lambda f, *columns: np.array([bool(f(*v)) for v in zip(*(t[c] for c in (column, *columns)))])
+    if task == 'score': return _refuse(t, 'the score is not a finite number', ~np.isfinite(t[column].to_numpy(np.float64)))
+    if width := dict(label=len(LABELS), target=len(TARGETS)).get(task): _refuse(t, f'{column} does not have {width} entries', bad(lambda v: len(v) != width))
+    _refuse(t, f'{column} is not between 0 and 1', bad(lambda v: (np.asarray(v) < 0).any() or (np.asarray(v) > 1+1e-6).any()))
+    if task == 'target': nan = np.isnan(np.stack(t[column])); return _refuse(t, f'{column} holds NaN where other posts have a number', (nan & ~nan.all(0)).any(1))
+    _refuse(t, f'{column} holds NaN', bad(lambda v: np.isnan(v).any()))
+    if task == 'rationale': return _refuse(t, 'the rationale does not fit the words', bad(lambda p,w,g: len(p) != len(w) or (len(w) and not 0 <= min(w) <= max(w) < len(g)), 'rationale_token_word', 'rationale_any'))
+    _refuse(t, 'label_prob does not sum to 1', bad(lambda v: abs(np.sum(v)-1) > 1e-3))
+    _refuse(t, 'the post has no gold label', ~t['label'].isin(range(len(LABELS))).to_numpy(), 'Leave the undecided posts out.')
 
 # %% ../nbs/09_evaluation.ipynb #b9fb7e99
 def evaluate(
@@ -335,12 +345,14 @@ def load_predictions(
     "Read a predictions table; gold that was left out is taken from the corpora"
     try: table = pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException) as e: raise HatenbError(f'the predictions cannot be read: {e}', path, 'Run the run again.') from None
+    if missing := [c for c in ('corpus','id') if c not in table]: raise HatenbError(f'the column {missing[0]!r} is missing', path, 'Name a predictions table.')
     return table if any(c in table for c in gold_columns) else with_gold(table)
 
 def with_gold(
     table:pd.DataFrame, # predictions without gold columns
 ) -> pd.DataFrame:
     "Add the gold columns of each post from its corpus"
+    _refuse(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
     parts = []
     for corpus,t in table.groupby('corpus', sort=False):
         gold = pd.concat([ds.select_columns(['id', *(c for c in gold_columns if c in ds.column_names)]).to_pandas() for ds in load_corpus(corpus).values()])

@@ -6,7 +6,8 @@ Docs: https://hatenb.github.io/hatenb/studies.html.md"""
 
 # %% auto #0
 __all__ = ['RunConfig', 'run_corpora', 'head_config', 'run_encoder', 'run_model', 'save_model', 'load_run', 'read_record',
-           'finished', 'read_records', 'peak_memory', 'run', 'Study', 'expand', 'run_study', 'demo_study', 'publish']
+           'finished', 'read_records', 'peak_memory', 'run', 'Study', 'expand', 'run_study', 'demo_study',
+           'results_folder', 'publish']
 
 # %% ../nbs/10_studies.ipynb #019da38c
 import dataclasses, itertools, json, os, resource, shutil, sys, time, tomllib, warnings
@@ -64,10 +65,10 @@ class RunConfig:
     def corpora(self): return tuple(dict.fromkeys(Task.parse(t).corpus for t in self.tasks))
     @property
     def id(self):
-        "A readable beginning and the digest of the configuration"
+        "A readable beginning and the digest of what differs from the defaults, so that a new option leaves the ids of older runs alone"
         names = '+'.join(dict.fromkeys(Task.parse(t).name + Task.parse(t).part.replace('/', 'of') for t in self.tasks))
         how = self.method if self.quantization == 'none' else f'{self.method}-{self.quantization}'
-        return f'{names}-{how}-s{self.seed}-{digest(self.to_dict())}'
+        return f'{names}-{how}-s{self.seed}-{digest(_differences(self))}'
     def to_dict(self): return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
@@ -78,6 +79,15 @@ class RunConfig:
         return _from_dict(cls, d, place)
 
 # %% ../nbs/10_studies.ipynb #389322ba
+def _differences(config):
+    "The fields of a configuration that are not at their defaults, as JSON"
+    out = {}
+    for f in dataclasses.fields(config):
+        v = getattr(config, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if v != default: out[f.name] = _differences(v) if dataclasses.is_dataclass(v) else v
+    return json.loads(json.dumps(out))
+
 def _from_dict(cls, d, place):
     known = [f.name for f in dataclasses.fields(cls)]
     if unknown := [k for k in d if k not in known]:
@@ -235,12 +245,13 @@ def run(
     except Timeout: raise HatenbError('another process is at this run', folder, 'Wait for it, or stop it.') from None
     try:
         write_json(folder/'config.json', config.to_dict())
+        made_by = provenance(accelerator.device)       # now: the working tree may change while a run goes on
         tables,parts = (_baseline if config.method in baselines else _train)(config, folder, accelerator.device, accelerator)
         accelerator.wait_for_everyone()
         record = dict(id=config.id, config=config.to_dict(),
                       metrics={split: evaluate(t) for split,t in tables.items()},
                       corpora={c: dict(checksum=corpus_checksum(c), posts={s: int((t.corpus == c).sum()) for s,t in tables.items()}) for c in config.corpora},
-                      **parts, provenance=provenance(accelerator.device))
+                      **parts, provenance=made_by)
         if accelerator.is_main_process:
             for split,t in tables.items(): save_predictions(t, folder/'predictions'/f'{split}.parquet')
             write_json(folder/'record.json', record)
@@ -320,6 +331,13 @@ def demo_study(
     runs = [dict(tasks=tasks, method=['majority','tfidf'], train={}), dict(tasks=[*([t] for t in tasks), tasks], quantization=['none','nf4'])]
     return Study.from_dict(dict(name='demo', title='The comparison in small', base=base, runs=runs))
 
+# %% ../nbs/10_studies.ipynb #aca18ffe
+def results_folder() -> Path:
+    "The project's folder of published records, found by walking up from the working folder"
+    for p in (Path.cwd(), *Path.cwd().parents):
+        if (p/'results').is_dir() and (p/'studies').is_dir(): return p/'results'
+    raise HatenbError('there is no folder of published records', Path.cwd(), 'Work inside a clone of the project, or name a folder with records.')
+
 # %% ../nbs/10_studies.ipynb #8d01b529
 def publish(
     records:list[dict],   # as `run_study` returns them
@@ -328,8 +346,9 @@ def publish(
     "Copy records and predictions (without gold) to `folder`, one folder a run"
     out = []
     for r in records:
-        to = Path(folder)/r['id']
-        write_json(to/'record.json', {k: v for k,v in r.items() if k != 'folder'})
+        name = RunConfig.from_dict(r['config']).id
+        to = Path(folder)/name
+        write_json(to/'record.json', {k: v for k,v in r.items() if k != 'folder'} | {'id': name})
         for f in sorted(Path(r['folder'], 'predictions').glob('*.parquet')):
             t = load_predictions(f)
             save_predictions(t.drop(columns=[c for c in gold_columns if c in t]), to/'predictions'/f.name)

@@ -11,7 +11,7 @@ from hatenb.corpora import frequencies
 from hatenb.studies import RunConfig, run_corpora, run_encoder, run_model
 from hatenb.training import TrainConfig, Trainer
 
-out, accumulate = sys.argv[1], int(sys.argv[2])
+out, max_positions = sys.argv[1], int(sys.argv[2])
 accelerator = Accelerator(cpu=True)
 config = RunConfig(('mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'), options=dict(r=4),
                    heads={'label': {'loss_options': {'balance': 1.}}, 'target': {'loss_options': {'balance': .5}}})
@@ -19,7 +19,7 @@ encoder = run_encoder(config)
 corpora = run_corpora(config, encoder.tokenizer)
 model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
 posts = {c: Posts(d['train'], c) for c, d in corpora.items()}
-trainer = Trainer(model, posts, TrainConfig(batch_size=13, accumulate=accumulate, clip=1e9), accelerator=accelerator)
+trainer = Trainer(model, posts, TrainConfig(batch_size=13, max_positions=max_positions, clip=1e9), accelerator=accelerator)
 model.eval()                               # no dropout: its masks differ between processes, as they should
 
 # one post of the second corpus: with two processes only the first has one, and the second must still agree

@@ -1,0 +1,460 @@
+"Metrics against other implementations, against definitions worked by hand, and against what is known of the real corpora"
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings as hsettings, strategies as st
+from scipy import stats
+from sklearn import metrics as sk
+
+from hatenb.core import HatenbError
+from hatenb.corpora import LABELS, PAPER_TARGETS, TARGETS, load_corpus
+from hatenb.evaluation import (_label_statistics, _rationale_statistics, _score_statistics, _target_statistics, auc_of, check, correlation_of,
+                               evaluate, iou_hits, load_predictions, main_metrics, metrics, rank_correlation_of, rationale_table, resamples,
+                               save_predictions, spans, top, with_gold, word_probabilities)
+
+quick = hsettings(max_examples=25, deadline=None)
+seeds = st.integers(0, 10_000)
+TEN = [TARGETS.index(t) for t in PAPER_TARGETS]
+
+
+def label_table(rng, n=90, corpus='hatexplain'):
+    y = rng.permutation(np.arange(n) % 3)
+    return pd.DataFrame(dict(corpus=corpus, id=[f'l{i}' for i in range(n)], label=y,
+                             label_prob=list(rng.dirichlet([1, 1, 1], n).round(2) if n > 3 else np.full((n, 3), 1/3))))
+
+
+def target_table(rng, n=80):
+    return pd.DataFrame(dict(corpus='hatexplain', id=[f't{i}' for i in range(n)], target=list((rng.random((n, 11)) < .3).astype(int)),
+                             target_prob=list(rng.random((n, 11)).astype(np.float32))))
+
+
+def rationale_posts(rng, n=40):
+    "Posts of 1 to 12 words, of which words may have several sub-tokens or none"
+    rows = []
+    for i in range(n):
+        words = int(rng.integers(1, 13))
+        of = np.sort(rng.integers(0, words, int(rng.integers(1, 2*words+1)))).astype(np.int16)
+        rows.append(dict(corpus='hatexplain', id=f'r{i}', label=i % 3, rationale_any=(rng.random(words) < .4).astype(int)*(i % 3 > 0),
+                         rationale_token_prob=rng.random(len(of)).round(1), rationale_token_word=of))
+    rows[1]['rationale_any'][:] = 1
+    return pd.DataFrame(rows)
+
+
+def score_table(rng, n=70, corpus='mini_mhs'):
+    y = rng.normal(-.5, 2, n).round(1)
+    t = pd.DataFrame(dict(corpus=corpus, id=[f's{i}' for i in range(n)], score=y, score_pred=(y+rng.normal(0, 2, n)).round(1)))
+    if corpus == 'mhs_share': t['score_gt_0'] = np.where(rng.random(n) < .2, -1, y > 0)
+    return t
+
+
+MAKERS = dict(label=(label_table, _label_statistics), target=(target_table, _target_statistics), rationale=(rationale_posts, _rationale_statistics),
+              score=(score_table, _score_statistics), share=(lambda rng: score_table(rng, corpus='mhs_share'), _score_statistics))
+
+
+def values(t, n_boot=0):
+    "Metric → value of a table with one task"
+    (found,) = evaluate(t, n_boot).values()
+    return {m: v['value'] for m, v in found.items() if isinstance(v, dict) and 'value' in v}
+
+
+# ---- agreement with scikit-learn and scipy
+
+@quick
+@given(seeds)
+def test_label_agrees_with_sklearn(seed):
+    t = label_table(np.random.default_rng(seed))
+    y, p = t['label'], np.stack(t['label_prob'])
+    got, said = values(t), p.argmax(1)
+    assert got['accuracy'] == pytest.approx(sk.accuracy_score(y, said))
+    assert got['macro_f1'] == pytest.approx(sk.f1_score(y, said, average='macro', zero_division=0))
+    # the scores are rounded, so sums miss 1 by up to .01 for sklearn; its areas need only the order
+    exact = [np.mean([sk.roc_auc_score(y[m] == a, p[m][:, a]), sk.roc_auc_score(y[m] == b, p[m][:, b])])
+             for a, b in ((0, 1), (0, 2), (1, 2)) for m in [y.isin((a, b))]]
+    assert got['auroc'] == pytest.approx(np.mean(exact))
+    for i, l in enumerate(LABELS): assert got[f'f1.{l}'] == pytest.approx(sk.f1_score(y == i, said == i, zero_division=0))
+    assert evaluate(t, 0)['hatexplain/label']['confusion'] == sk.confusion_matrix(y, said, labels=[0, 1, 2]).tolist()
+
+
+@quick
+@given(seeds)
+def test_auroc_is_sklearns_one_against_one(seed):
+    rng = np.random.default_rng(seed)
+    t = label_table(rng)
+    t['label_prob'] = list(rng.dirichlet([1, 1, 1], len(t)))
+    assert values(t)['auroc'] == pytest.approx(sk.roc_auc_score(t['label'], np.stack(t['label_prob']), multi_class='ovo', average='macro'))
+
+
+@quick
+@given(seeds)
+def test_target_agrees_with_sklearn(seed):
+    t = target_table(np.random.default_rng(seed))
+    y, said = np.stack(t['target']), np.stack(t['target_prob']) >= .5
+    got = values(t)
+    for how in ('macro', 'micro'):
+        assert got[f'{how}_f1'] == pytest.approx(sk.f1_score(y, said, average=how, zero_division=0))
+        assert got[f'{how}_f1_ten'] == pytest.approx(sk.f1_score(y[:, TEN], said[:, TEN], average=how, zero_division=0))
+    counts = evaluate(t, 0)['hatexplain/target']['confusion']
+    for i, c in enumerate(TARGETS):
+        assert got[f'f1.{c}'] == pytest.approx(sk.f1_score(y[:, i], said[:, i], zero_division=0))
+        tn, fp, fn, tp = sk.confusion_matrix(y[:, i], said[:, i], labels=[0, 1]).ravel()
+        assert counts[c] == dict(tp=tp, fp=fp, fn=fn, tn=tn)
+
+
+@quick
+@given(seeds)
+def test_rationale_agrees_with_sklearn(seed):
+    t = rationale_posts(np.random.default_rng(seed))
+    f1, area, high, pool = [], [], [], []
+    for r in t.itertuples():
+        if r.label == 0 or not r.rationale_any.any(): continue
+        p = word_probabilities(r)
+        five = np.isin(np.arange(len(p)), sorted(range(len(p)), key=lambda i: (-p[i], i))[:5])
+        precision, recall, _ = sk.precision_recall_curve(r.rationale_any, p)
+        f1.append(sk.f1_score(r.rationale_any, five, zero_division=0)); area.append(sk.auc(recall, precision))
+        high.append(sk.f1_score(r.rationale_any, p >= .5, zero_division=0)); pool.append((r.rationale_any, p >= .5))
+    got, (g, d) = values(t), map(np.concatenate, zip(*pool))
+    assert got['token_f1'] == pytest.approx(np.mean(f1))
+    assert got['auprc'] == pytest.approx(np.mean(area))
+    assert got['token_f1_thresholded'] == pytest.approx(np.mean(high))
+    assert got['rationale_f1_pooled'] == pytest.approx(sk.f1_score(g, d, average='macro', zero_division=0))
+
+
+@quick
+@given(seeds)
+def test_score_agrees_with_sklearn_and_scipy(seed):
+    rng = np.random.default_rng(seed)
+    t = score_table(rng)
+    y, p, got = t['score'], t['score_pred'], values(t)
+    assert got['mse'] == pytest.approx(sk.mean_squared_error(y, p))
+    assert got['rmse'] == pytest.approx(sk.root_mean_squared_error(y, p))
+    assert got['r2'] == pytest.approx(sk.r2_score(y, p))
+    assert got['pearson'] == pytest.approx(stats.pearsonr(y, p).statistic)
+    assert got['spearman'] == pytest.approx(stats.spearmanr(y, p).statistic)
+    assert got['f1_above_half'] == pytest.approx(sk.f1_score(y > .5, p > .5, zero_division=0))
+    t = score_table(rng, corpus='mhs_share')
+    known = t['score_gt_0'] >= 0
+    got = values(t)
+    assert got['auc_score_gt_0'] == pytest.approx(sk.roc_auc_score(t['score_gt_0'][known], t['score_pred'][known]))
+    assert 'f1_above_half' not in got
+
+
+# ---- weights stand for repeated posts
+
+@pytest.mark.parametrize('task', MAKERS)
+@quick
+@given(seed=seeds)
+def test_a_weight_is_a_repeated_post(task, seed):
+    rng = np.random.default_rng(seed)
+    make, statistics = MAKERS[task]
+    t = make(rng)
+    W = resamples(len(t), 2, seed)
+    weighted = {m: f(W) for m, f in statistics(t)[0].items()}
+    for i, w in enumerate(W.astype(int)):
+        repeated = t.loc[np.repeat(t.index, w)].reset_index(drop=True)
+        plain = statistics(repeated)[0]
+        assert weighted.keys() == plain.keys()
+        for m, f in plain.items():
+            assert weighted[m][i] == pytest.approx(f(np.ones((1, len(repeated)), np.float32))[0], rel=1e-5, abs=1e-6, nan_ok=True), m
+
+
+def test_every_described_metric_is_computed_somewhere():
+    rng = np.random.default_rng(0)
+    got = {k: set(statistics(make(rng))[0]) for k, (make, statistics) in MAKERS.items()}
+    part = target_table(rng)
+    part['target_prob'] = [np.where(np.arange(11) < 3, p, np.nan) for p in part['target_prob']]
+    assert got['label'] == set(metrics['multiclass'])
+    assert got['target'] | set(_target_statistics(part)[0]) == set(metrics['multilabel'])
+    assert got['rationale'] == set(metrics['tokens'])
+    assert got['score'] | got['share'] == set(metrics['regression'])
+
+
+@pytest.mark.parametrize('task', MAKERS)
+def test_interval_is_that_of_an_explicit_loop(task):
+    make, statistics = MAKERS[task]
+    t = make(np.random.default_rng(3))
+    n, boots = len(t), 60
+    (found,) = evaluate(t, boots, seed=5).values()
+    drawn = np.random.default_rng(5).integers(0, n, (boots, n), dtype=np.int32)
+    for m in statistics(t)[0]:
+        loop = [statistics(t.loc[rows].reset_index(drop=True))[0][m](np.ones((1, n), np.float32))[0] for rows in drawn] if m in few else None
+        if loop is None: continue
+        assert [found[m]['low'], found[m]['high']] == pytest.approx(np.nanpercentile(loop, [2.5, 97.5]).tolist(), rel=1e-5), m
+        assert found[m]['low'] <= found[m]['value'] <= found[m]['high'] and found[m]['n'] == n
+
+
+few = {'accuracy', 'macro_f1', 'auroc', 'micro_f1_ten', 'token_f1', 'iou_f1', 'auprc', 'rmse', 'r2', 'spearman', 'f1_above_half', 'auc_score_gt_0'}
+
+
+def test_resamples_are_seeded_and_draw_n_posts():
+    a = resamples(7, 50, 1)
+    assert a.shape == (50, 7) and (a.sum(1) == 7).all() and (a == resamples(7, 50, 1)).all() and (a != resamples(7, 50, 2)).any()
+
+
+def test_chunks_of_resamples_leave_value_and_width_alone(monkeypatch):
+    from hatenb import evaluation
+    t = label_table(np.random.default_rng(0))
+    whole = evaluate(t, 400)['hatexplain/label']['accuracy']
+    values_ = evaluation._values
+    monkeypatch.setattr(evaluation, '_values', lambda *a: values_(*a, cells=90*37))   # 37 resamples at once
+    cut = evaluate(t, 400)['hatexplain/label']['accuracy']
+    assert cut['value'] == whole['value']
+    assert cut['high']-cut['low'] == pytest.approx(whole['high']-whole['low'], abs=.04)
+
+
+# ---- what has no value says why
+
+def test_what_is_not_defined_has_a_reason():
+    t = label_table(np.random.default_rng(0), 30)
+    t['label'] = 1
+    found = evaluate(t, 20)['hatexplain/label']
+    assert found['auroc']['value'] is None and 'empty or constant' in found['auroc']['why']
+    assert found['accuracy']['value'] is not None
+
+
+@pytest.mark.parametrize('constant', [0., .1, -.57123, 1e6])
+@pytest.mark.parametrize('n', [5, 70, 1931])
+def test_a_constant_score_has_no_correlation(constant, n):
+    t = score_table(np.random.default_rng(n), n)
+    t['score_pred'] = constant
+    found = evaluate(t, 20)['mini_mhs/score']
+    for m in ('pearson', 'spearman'): assert found[m]['value'] is None and 'constant' in found[m]['why']
+    W = resamples(n, 30)
+    assert np.isnan(correlation_of(t['score'], t['score_pred'])(W)).all() and np.isnan(rank_correlation_of(t['score'], t['score_pred'])(W)).all()
+    assert main_metrics(evaluate(t, 0)) == {'mini_mhs/score.pearson': 0.}
+
+
+def test_auc_without_one_side_is_nan():
+    assert np.isnan(auc_of([1, 1], [.1, .2])(np.ones((1, 2))))
+
+
+def test_no_rationale_at_all():
+    t = rationale_posts(np.random.default_rng(0))
+    t['label'] = 0
+    found = evaluate(t, 10)['hatexplain/rationale']
+    assert {m for m, v in found.items() if isinstance(v, dict) and v['value'] is None} == set(metrics['tokens'])
+    assert found['posts'] == 0 and main_metrics(dict(x={}) and {'hatexplain/rationale': found}) == {'hatexplain/rationale.token_f1': 0.}
+
+
+@pytest.mark.parametrize('asked', [[0], [2, 5, 10], list(range(10)), [i for i in range(11) if TARGETS[i] != 'Other']])
+def test_a_part_of_the_targets(asked):
+    t = target_table(np.random.default_rng(1))
+    t['target_prob'] = [np.where(np.isin(np.arange(11), asked), p, np.nan) for p in t['target_prob']]
+    found = evaluate(t, 30)['hatexplain/target']
+    y, said = np.stack(t['target'])[:, asked], np.stack(t['target_prob'])[:, asked] >= .5
+    assert found['macro_f1']['value'] is None and f'about {len(asked)} of' in found['macro_f1']['why']
+    assert found['macro_f1_part']['value'] == pytest.approx(sk.f1_score(y, said, average='macro') if len(asked) > 1 else sk.f1_score(y, said))
+    assert (found['macro_f1_ten']['value'] is not None) == (set(TEN) <= set(asked))
+    assert {m for m in found if m.startswith('f1.')} == {f'f1.{TARGETS[i]}' for i in asked} and found['confusion'].keys() == {TARGETS[i] for i in asked}
+    assert main_metrics({'hatexplain/target': found}) == {'hatexplain/target.macro_f1_part': found['macro_f1_part']['value']}
+
+
+# ---- the definitions of ERASER, by hand
+
+def one(gold, values, k=5): return rationale_table([gold], [values], k).iloc[0]
+
+
+def test_half_of_the_union_is_a_hit():
+    # one word of a span of two: 1/2, a hit; of three: 1/3, none; a span of four against two of its words: 2/4
+    assert iou_hits([(0, 2)], [(0, 1)]) == 1 and iou_hits([(0, 3)], [(1, 2)]) == 0 and iou_hits([(0, 4)], [(1, 3)]) == 1
+    # overlap 2, union 5 (words 0-2 and 1-4): .4, no hit; overlap 2, union 4 (words 0-2 and 1-3): .5, a hit
+    assert iou_hits([(0, 3)], [(1, 5)]) == 0 and iou_hits([(0, 3)], [(1, 4)]) == 1
+    assert iou_hits([(0, 1)], [(1, 2)]) == 0 and iou_hits([], [(0, 1)]) == 0 and iou_hits([(0, 1)], []) == 0
+
+
+def test_top_five_of_a_long_post():
+    # gold words 0,1,2 (one span of three) and 6 (one of one); five highest: 0, 1, 6, 7, 8
+    r = one([1, 1, 1, 0, 0, 0, 1, 0, 0, 0], [.9, .8, .1, .0, .0, .0, .7, .6, .5, .2])
+    assert r.token_f1 == pytest.approx(2*3/(4+5))           # three common words, four gold and five given
+    # single words hit nothing of a span of three, word 6 hits its own: 1 of 5 given, for 1 of 2 gold spans
+    assert (r.precision, r.recall) == (pytest.approx(1/5), pytest.approx(1/2))
+    # of at least one half: 0-1 (2 of 3 words: a hit) and 6-8 (1 of 3: none)
+    assert (r.precision_thresholded, r.recall_thresholded) == (.5, .5)
+    assert (r.tp, r.fp, r.fn, r.tn) == (3, 2, 1, 4) and r.token_f1_thresholded == pytest.approx(2*3/(4+5))
+
+
+def test_several_given_spans_on_one_gold_span():
+    # the gold span is words 1 and 2; both are given, each covers half: two hits for one gold span, as ERASER counts
+    r = one([0, 1, 1, 0, 0, 0], [.1, .9, .8, .7, .6, .5])
+    assert (r.precision, r.recall) == (pytest.approx(2/5), 2.)
+
+
+def test_posts_shorter_than_five_words():
+    r = one([0, 1, 0], [.2, .1, .3])                        # all three words are given: one right, one hit of three
+    assert r.token_f1 == pytest.approx(2*1/(1+3)) and (r.precision, r.recall) == (pytest.approx(1/3), 1.)
+    r = one([1], [0.])
+    assert r.token_f1 == 1 and (r.precision, r.recall, r.auprc) == (1, 1, 1) and r.precision_thresholded == 0
+
+
+def test_mean_precision_and_mean_recall_make_the_iou_f1():
+    # post a: gold word 0 of two words: precision 1/2, recall 1; post b: gold 0-2 of three words: no hit
+    t = pd.DataFrame([dict(corpus='mini', id=i, label=2, rationale_any=g, rationale_token_prob=np.full(len(g), .4), rationale_token_word=np.arange(len(g)))
+                      for i, g in (('a', [1, 0]), ('b', [1, 1, 1]))])
+    # precision (1/2+0)/2 = 1/4, recall (1+0)/2 = 1/2; F1 = 2·(1/8)/(3/4) = 1/3
+    assert values(t)['iou_f1'] == pytest.approx(1/3)
+    assert values(t)['token_f1'] == pytest.approx((2/3+1)/2)
+    assert values(t)['iou_f1_thresholded'] == 0 and values(t)['token_f1_thresholded'] == 0
+
+
+def test_auprc_by_hand():
+    # from the top: marked (precision 1, recall 1/2), not, marked (2/3, 1): trapezoids 1/2·1 + 1/2·(1/2+2/3)/2 with a point (1/2, 1/2) between
+    assert one([1, 0, 1], [.9, .5, .1]).auprc == pytest.approx(.5 + .5*(1/2+2/3)/2)
+
+
+def test_words_are_means_of_their_subtokens_and_cut_words_are_zero():
+    row = pd.Series(dict(rationale_token_prob=[.2, .6, .9], rationale_token_word=[0, 0, 2], rationale_any=[0, 1, 1, 0]))
+    assert word_probabilities(row) == pytest.approx([.4, 0, .9, 0])
+
+
+@quick
+@given(st.lists(st.integers(0, 1), max_size=20))
+def test_spans_paint_the_mask(mask):
+    painted = np.zeros(len(mask), int)
+    for a, b in spans(mask): painted[a:b] += 1
+    assert painted.tolist() == mask and all(b < c for (_, b), (c, _) in zip(spans(mask), spans(mask)[1:]))
+
+
+def test_of_equal_words_the_earlier():
+    assert top([.5]*8).tolist() == [1]*5+[0]*3 and top([.1, .9, .5, .5], 2).tolist() == [0, 1, 1, 0] and top([.3], 5).tolist() == [1]
+
+
+def test_normal_and_unmarked_posts_add_nothing_to_plausibility():
+    rng = np.random.default_rng(2)
+    t = rationale_posts(rng)
+    use = np.array([l > 0 and r.any() for l, r in zip(t['label'], t['rationale_any'])])
+    assert 0 < use.sum() < len(t)
+    assert values(t) == pytest.approx(values(t[use]))
+
+
+# ---- tables that are refused
+
+def edit(t, i, column, value):
+    t = t.copy()
+    t[column] = t[column].astype(object) if not isinstance(value, float) else t[column]
+    t.at[i, column] = value
+    return t
+
+
+BAD = [('label', 'label_prob', np.array([.5, .5, .5]), 'sum to 1'), ('label', 'label_prob', np.array([.5, np.nan, .5]), 'NaN'),
+       ('label', 'label_prob', np.array([1.5, -.5, 0.]), 'between 0 and 1'), ('label', 'label_prob', np.array([.5, .5]), '3 entries'),
+       ('label', 'label_prob', None, 'missing'), ('label', 'label', -1, 'no gold label'),
+       ('target', 'target_prob', np.full(10, .5), '11 entries'), ('target', 'target_prob', np.array([np.nan]+[.5]*10), 'NaN where other'),
+       ('target', 'target_prob', np.array([1.01]+[.5]*10), 'between 0 and 1'), ('target', 'target_prob', np.array([-.01]+[.5]*10), 'between 0 and 1'),
+       ('rationale', 'rationale_token_prob', np.array([np.nan]), 'NaN|fit'), ('rationale', 'rationale_token_prob', np.full(99, .5), 'does not fit'),
+       ('rationale', 'rationale_token_word', np.full(99, 0), 'does not fit'), ('rationale', 'rationale_any', [], 'does not fit'),
+       ('rationale', 'rationale_token_prob', np.array([2.]), 'between 0 and 1'),
+       ('score', 'score_pred', float('nan'), 'finite'), ('score', 'score_pred', float('inf'), 'finite'), ('score', 'score_pred', float('-inf'), 'finite')]
+
+
+@pytest.mark.parametrize('task,column,value,what', BAD)
+def test_a_bad_prediction_names_its_post(task, column, value, what):
+    good = MAKERS[task][0](np.random.default_rng(0))
+    check(good)
+    bad = edit(good, 7, column, value)
+    with pytest.raises(HatenbError, match=what) as e: evaluate(bad, 0)
+    assert f'{good["corpus"][7]}/{good["id"][7]}' in str(e.value) and f'1 of {len(good)}' in str(e.value)
+    with pytest.raises(HatenbError, match=what): evaluate(pd.concat([score_table(np.random.default_rng(1), corpus='other'), bad]), 0)
+
+
+def test_a_doubled_post_is_named_and_many_are_shortened():
+    t = label_table(np.random.default_rng(0))
+    with pytest.raises(HatenbError, match='twice.*hatexplain/l4'): evaluate(pd.concat([t, t.loc[[4]]]), 0)
+    with pytest.raises(HatenbError, match='90 of 180.*l4, …'): evaluate(pd.concat([t, t]), 0)
+    two = pd.concat([t, t.assign(corpus='mini')])             # the same id in another corpus is another post
+    assert set(evaluate(two, 0)) == {'hatexplain/label', 'mini/label'}
+
+
+@pytest.mark.parametrize('column', ['corpus', 'id'])
+def test_a_table_without_its_keys(column, tmp_path):
+    t = label_table(np.random.default_rng(0)).drop(columns=column)
+    with pytest.raises(HatenbError, match=f"'{column}' is missing"): evaluate(t, 0)
+    save_predictions(t, tmp_path/'t.parquet')
+    with pytest.raises(HatenbError, match=f"'{column}' is missing"): load_predictions(tmp_path/'t.parquet')
+
+
+# ---- kept and read again
+
+def predicted():
+    "Made-up predictions of every task on the mini corpora, with gold, in one table"
+    rng = np.random.default_rng(0)
+    mini, mhs = load_corpus('mini')['test'], load_corpus('mini_mhs')['test']
+    n = len(mini)
+    a = pd.DataFrame(dict(corpus='mini', id=mini['id'], label_prob=list(rng.dirichlet([1]*3, n).astype(np.float32)), target_prob=list(rng.random((n, 11)).astype(np.float32)),
+                          rationale_token_prob=[rng.random(len(w)).astype(np.float32) for w in mini['words']], rationale_token_word=[np.arange(len(w), dtype=np.int16) for w in mini['words']]))
+    b = pd.DataFrame(dict(corpus='mini_mhs', id=mhs['id'], score_pred=rng.normal(size=len(mhs)).astype(np.float32)))
+    return pd.concat([a, b], ignore_index=True)
+
+
+def test_a_table_of_several_corpora_comes_back(tmp_path):
+    plain = predicted()
+    full = with_gold(plain)
+    assert len(full) == len(plain) and full[['corpus', 'id']].equals(plain[['corpus', 'id']])
+    results = evaluate(full, 20)
+    assert set(results) == {'mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'}
+    save_predictions(full, tmp_path/'full.parquet')
+    save_predictions(plain, tmp_path/'plain.parquet')
+    assert evaluate(load_predictions(tmp_path/'full.parquet'), 20) == results
+    assert evaluate(load_predictions(tmp_path/'plain.parquet'), 20) == results
+    alone = evaluate(with_gold(plain[plain['corpus'] == 'mini']), 20)
+    assert all(alone[k] == results[k] for k in alone) and len(alone) == 3
+
+
+def test_rows_in_any_order_give_the_same_values():
+    t = with_gold(predicted())
+    a, b = evaluate(t, 0), evaluate(t.sample(frac=1, random_state=0), 0)
+    for task in a: assert {m: v['value'] for m, v in a[task].items() if isinstance(v, dict) and 'value' in v} == pytest.approx(
+        {m: v['value'] for m, v in b[task].items() if isinstance(v, dict) and 'value' in v}, rel=1e-5)
+
+
+def test_gold_of_posts_that_are_not_there():
+    t = predicted()
+    with pytest.raises(HatenbError, match='not in the corpus.*mini, nobody'): with_gold(edit(t, 0, 'id', 'nobody'))
+    with pytest.raises(HatenbError, match='twice'): with_gold(pd.concat([t, t.loc[[3]]]))
+
+
+def test_a_file_that_is_no_table(tmp_path):
+    (tmp_path/'t.parquet').write_bytes(b'PAR1 nothing')
+    for name in ('t.parquet', 'missing.parquet'):
+        with pytest.raises(HatenbError, match=name): load_predictions(tmp_path/name)
+
+
+# ---- the real corpus: the yardsticks of the protocol
+
+@pytest.fixture(scope='module')
+def official(corpora_folder):
+    "The official test split of HateXplain, as one table"
+    return load_corpus('hatexplain')['test'].to_pandas()
+
+
+def iou_f1(rows): return 2*rows.precision.mean()*rows.recall.mean()/(rows.precision.mean()+rows.recall.mean())
+
+
+def test_the_best_that_five_words_can_do(official):
+    golds = [g for g, y in zip(official['rationale_any'], official['label']) if y]
+    assert len(official) == 1924 and len(golds) == 1142
+    rows = rationale_table(golds, golds)
+    assert rows.token_f1.mean() == pytest.approx(.605, abs=1e-3)
+    assert iou_f1(rows) == pytest.approx(.261, abs=1e-3)           # of equal words the earlier
+    broken = [iou_f1(rationale_table(golds, [g + .5*rng.random(len(g)) for g in golds])) for rng in map(np.random.default_rng, range(3))]
+    assert np.mean(broken) == pytest.approx(.251, abs=4e-3)        # equal words at random
+
+
+def test_one_annotator_against_two_others_label(official):
+    gold, said = [], []
+    for votes in official['label_votes']:
+        for i in range(3):
+            a, b = np.delete(votes, i)
+            if a == b: gold.append(a); said.append(votes[i])
+    assert sk.accuracy_score(gold, said) == pytest.approx(.755, abs=1e-3)
+    assert sk.f1_score(gold, said, average='macro') == pytest.approx(.726, abs=1e-3)
+
+
+def test_one_annotator_against_the_others_rationale(official):
+    # each annotator's words against all that the other one or two marked, mean over the annotators' rationales
+    f1 = []
+    for marks, y in zip(official['rationale_votes'], official['label']):
+        if not y: continue
+        marks = np.stack(marks)
+        for i in range(len(marks)):
+            others = np.delete(marks, i, 0).any(0)
+            f1.append(2*(marks[i]*others).sum()/(marks[i].sum()+others.sum()))
+    assert np.mean(f1) == pytest.approx(.640, abs=1e-3)
