@@ -30,6 +30,7 @@ test: dev
 check: dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+	$(BIN)/python .ci/readme.py --check
 	@git diff --exit-code --stat -- hatenb nbs || (echo 'nbdev-export or nbdev-clean changed these files: run `make check` and commit them' && exit 1)
 
 lab: dev

@@ -10,7 +10,7 @@ __all__ = ['align', 'words_to_tokens', 'tokens_to_words', 'encode', 'encoded_cor
            'sorted_batches']
 
 # %% ../nbs/02_batches.ipynb #8e3ee0b8
-import os, shutil
+import json, os, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,13 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 # %% ../nbs/02_batches.ipynb #0f4a17e2
-from .core import HatenbError, derive_seed, digest, settings
+from .core import HatenbError, derive_seed, digest, quiet, settings
 from .corpora import corpus_checksum, gc_paused, load_corpus
 
 # %% ../nbs/02_batches.ipynb #4857f0a3
 def _tokenize(posts, tokenizer, max_length):
     "For each post: ids of its sub-tokens, the word index of each (−1 for a special token)"
-    encodings = tokenizer(posts, is_split_into_words=True, truncation=True, max_length=max_length,
+    encodings = tokenizer(posts, is_split_into_words=True, truncation=max_length is not None, max_length=max_length,
                           return_attention_mask=False, return_token_type_ids=False).encodings
     return [e.ids for e in encodings], [[-1 if w is None else w for w in e.word_ids] for e in encodings]
 
@@ -35,7 +35,8 @@ def _without_vanishing(posts, tokenizer):
     words = list({w for p in posts for w in p})
     gone = {w for w,t in zip(words, _tokenize([[w] for w in words], tokenizer, None)[1]) if max(t, default=-1) < 0}
     if gone and tokenizer.unk_token is None:
-        raise HatenbError(f'the tokenizer makes nothing of {min(gone)!r} and has no unknown token', tokenizer.name_or_path, 'Remove this word, or use another encoder.')
+        raise HatenbError(f'the tokenizer makes nothing of {min(gone)!r} and has no unknown token', tokenizer.name_or_path,
+                          'Remove this word, or use another encoder.')
     return [[tokenizer.unk_token if w in gone else w for w in p] for p in posts]
 
 # %% ../nbs/02_batches.ipynb #8c390492
@@ -99,13 +100,18 @@ def encode(
     with gc_paused(): return DatasetDict({k: _add(ds) for k,ds in corpus.items()})
 
 # %% ../nbs/02_batches.ipynb #990ab9a1
+def _definition(tokenizer):
+    "All that decides what a tokenizer does, without the length and padding of its last call, which it keeps"
+    return json.loads(tokenizer.backend_tokenizer.to_str()) | dict(truncation=None, padding=None, unknown=tokenizer.unk_token)
+
 def encoded_corpus(
     name:str,           # of a corpus
     tokenizer,          # the encoder's fast tokenizer
     max_length:int=128, # sub-tokens kept, special tokens included
 ) -> DatasetDict:
     "The encoded corpus, from the cache if it is there"
-    key = digest([_encoding_version, corpus_checksum(name), tokenizer.backend_tokenizer.to_str(), max_length], 16)
+    if quiet(): datasets.disable_progress_bars()
+    key = digest([_encoding_version, corpus_checksum(name), _definition(tokenizer), max_length], 16)
     folder = settings().cache_path/'encoded'/f'{name}-{key}'
     if not folder.exists():
         tmp = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')

@@ -9,7 +9,7 @@ __all__ = ['LABELS', 'TARGETS', 'PAPER_TARGETS', 'gold_columns', 'hatexplain_fea
            'corpora', 'majority', 'target_counts', 'mark_counts', 'attention_target', 'gold', 'gc_paused',
            'read_hatexplain', 'split_of', 'read_mhs', 'read_mhs_share', 'RemoteFile', 'Corpus', 'add_corpus',
            'download', 'places', 'locate', 'fetch', 'load_corpus', 'corpus_checksum', 'make_mini', 'mask', 'show',
-           'frequencies', 'statistics', 'fleiss_kappa', 'corpora_table']
+           'frequencies', 'fleiss_kappa', 'statistics', 'corpora_table']
 
 # %% ../nbs/01_corpora.ipynb #56ab4b3a
 import collections, contextlib, gc, hashlib, html, os, random, re
@@ -140,6 +140,7 @@ def _no_duplicates(file):
         return d
     return _hook
 
+# %% ../nbs/01_corpora.ipynb #4451d928
 def _object(file):
     "The JSON object in a file"
     obj = read_json(file, object_pairs_hook=_no_duplicates(file))
@@ -185,7 +186,8 @@ def read_hatexplain(
         rows = {s: [] for s in ('train','validation','test','undecided')}
         for i in (*splits, *(i for i in posts if i not in splits)):
             rows[splits.get(i, 'undecided')].append(r := _post(i, posts[i], file))
-            if i in splits and r['label'] < 0: raise HatenbError('all annotators differ on a post of an official split', f'{file}, post {i}', _fetch_again)
+            if i in splits and r['label'] < 0:
+                raise HatenbError('all annotators differ on a post of an official split', f'{file}, post {i}', _fetch_again)
         return DatasetDict({s: _dataset(r, hatexplain_features) for s,r in rows.items()})
 
 # %% ../nbs/01_corpora.ipynb #8acbd2de
@@ -251,7 +253,7 @@ def read_mhs_share(
     folder:Path, # with comments.csv
     seed:int=0,  # of the split
 ) -> DatasetDict:
-    "Read the stand-in: `score` is the share of annotators who voted hate or unclear; `score_gt_0` the sign of the true score where it is known (−1: unknown)"
+    "Read the stand-in: `score` is the share of hate or unclear votes; `score_gt_0` whether the true score is above 0 (−1: unknown)"
     file = folder/'comments.csv'
     try: t = pd.read_csv(file, keep_default_na=False, dtype=str)
     except UnicodeDecodeError as e: raise HatenbError(f'the file is not UTF-8 (byte {e.start})', file, 'Fetch it again.') from None
@@ -262,7 +264,8 @@ def read_mhs_share(
         raise HatenbError('the comment is there twice', f'{file}, comment {t["comment_id"][twice].iloc[0]}', 'Remove one of the two.')
     t = t.assign(score_gt_0=t['score_gt_0'].replace('', '-1'))
     score,above,n = (_numbers(t, c, file) for c in ('hatespeech_frac','score_gt_0','n_annotators'))
-    rows = [dict(id=i, text=x, score=s, score_gt_0=int(g), n_annotators=int(k)) for i,x,s,g,k in zip(t['comment_id'], t['text'], score, above, n)]
+    rows = [dict(id=i, text=x, score=s, score_gt_0=int(g), n_annotators=int(k))
+            for i,x,s,g,k in zip(t['comment_id'], t['text'], score, above, n)]
     return _split(rows, mhs_share_features, file, seed)
 
 # %% ../nbs/01_corpora.ipynb #1d9ce4cb
@@ -299,6 +302,27 @@ def _checksum(path, like):
     data = path.read_bytes()
     return 'git:' + hashlib.sha1(f'blob {len(data)}\0'.encode() + data).hexdigest()
 
+def _wrong(file, part):
+    "What is wrong with a finished transfer, or nothing"
+    size = part.stat().st_size
+    if file.size is not None and size != file.size: return f'{size} bytes instead of {file.size}'
+    if file.checksum and (found := _checksum(part, file.checksum)) != file.checksum: return f'checksum {found} instead of {file.checksum}'
+
+def _transfer(file, part, have):
+    "Append what is missing to `part`, or write it anew where the server cannot go on in the middle"
+    headers = {'Accept-Encoding': 'identity'}                 # the file's own bytes, so that their count means something
+    if have: headers['Range'] = f'bytes={have}-'
+    with httpx.stream('GET', file.url, headers=headers, follow_redirects=True, timeout=30) as r:
+        if r.status_code == 416: return                       # there is nothing left to send
+        r.raise_for_status()
+        goes_on = have > 0 and r.status_code == 206
+        expected = int(r.headers['content-length']) if 'content-length' in r.headers else None
+        total = expected + (have if goes_on else 0) if expected is not None else None
+        bar = progress(desc=file.name, total=total, initial=have if goes_on else 0, unit='B', unit_scale=True)
+        with open(part, 'ab' if goes_on else 'wb') as f, bar:
+            for chunk in r.iter_bytes(): f.write(chunk); bar.update(len(chunk))
+
+# %% ../nbs/01_corpora.ipynb #68c8fb55
 def download(
     file:RemoteFile,
     folder:Path,     # where it goes, under its own name
@@ -313,28 +337,13 @@ def download(
         wrong = _wrong(file, part)
         if not wrong: break
         part.unlink()
-        if not have: raise HatenbError(f'the publisher sent another file: {wrong}', file.url, 'Try again later, or fetch it by hand and name its folder with HATENB_DATA.')
+        if not have:
+            raise HatenbError(f'the publisher sent another file: {wrong}', file.url,
+                              'Try again later, or fetch it by hand and name its folder with HATENB_DATA.')
     os.replace(part, path)
     return path
 
-def _wrong(file, part):
-    size = part.stat().st_size
-    if file.size is not None and size != file.size: return f'{size} bytes instead of {file.size}'
-    if file.checksum and (found := _checksum(part, file.checksum)) != file.checksum: return f'checksum {found} instead of {file.checksum}'
-
-def _transfer(file, part, have):
-    "Append what is missing to `part`, or write it anew where the server cannot go on in the middle"
-    headers = {'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {})   # bytes as they are, so that their count means something
-    with httpx.stream('GET', file.url, headers=headers, follow_redirects=True, timeout=30) as r:
-        if r.status_code == 416: return                       # there is nothing left to send
-        r.raise_for_status()
-        goes_on = have > 0 and r.status_code == 206
-        expected = int(r.headers['content-length']) if 'content-length' in r.headers else None
-        total = expected + (have if goes_on else 0) if expected is not None else None
-        with open(part, 'ab' if goes_on else 'wb') as f, progress(desc=file.name, total=total, initial=have if goes_on else 0, unit='B', unit_scale=True) as bar:
-            for chunk in r.iter_bytes(): f.write(chunk); bar.update(len(chunk))
-
-# %% ../nbs/01_corpora.ipynb #68c8fb55
+# %% ../nbs/01_corpora.ipynb #22b7f45a
 def _has_files(folder, corpus): return all((folder/f.name).is_file() for f in corpus.files)
 
 def places(corpus:Corpus) -> dict[str,Path]:
@@ -349,6 +358,8 @@ def locate(corpus:Corpus) -> Path|None:
     "The folder that holds a corpus' files, or none"
     return next((p for p in places(corpus).values() if _has_files(p, corpus)), None)
 
+
+# %% ../nbs/01_corpora.ipynb #b50ee47c
 def fetch(corpus:Corpus) -> Path:
     "The folder that holds a corpus' files; they are downloaded if they are nowhere on this machine"
     if (folder := locate(corpus)): return folder
@@ -363,8 +374,9 @@ def fetch(corpus:Corpus) -> Path:
         except httpx.HTTPError as e: tried.append(f'publisher {f.url}: {e or type(e).__name__}'); break
     else:
         if cache: return cache
+    remedy = f'Put {", ".join(f.name for f in corpus.files)} into a folder {corpus.folder}/ and name the folder above it there'
     raise HatenbError(f'the corpus {corpus.name} was not found; tried: ' + '; '.join(tried), 'HATENB_DATA, or data_path in settings.ini',
-        f'Put {", ".join(f.name for f in corpus.files)} into a folder {corpus.folder}/ and name the folder above it there' + (f'; see {corpus.homepage}' if corpus.homepage else '') + '.')
+                      remedy + (f'; see {corpus.homepage}' if corpus.homepage else '') + '.')
 
 # %% ../nbs/01_corpora.ipynb #1acfdba7
 def load_corpus(name:str) -> DatasetDict:
@@ -394,18 +406,33 @@ add_corpus(Corpus('mhs_share', 'Measuring Hate Speech, share of hate votes', 'me
 # %% ../nbs/01_corpora.ipynb #e3489000
 _peoples = {'zorvans': 'African', 'melquins': 'Arab', 'tarwicks': 'Asian', 'oldrenes': 'Caucasian', 'ixarics': 'Hispanic', 'luvindes': 'Homosexual',
             'karsimites': 'Islam', 'bethurans': 'Jewish', 'fenlings': 'Other', 'wandrels': 'Refugee', 'sylphenes': 'Women'}
-_fillers = dict(slur=['slur1','slur2','slur3','slur4','slur5'], insult=['insult1','insult2','insult3','insult4'], place=['town','street','country','school','valley'],
-    day=['monday','friday','sunday','today'], food=['soup','bread','pancakes','dumplings'], event=['fair','wedding','match','parade'],
+_fillers = dict(
+    slur=['slur1','slur2','slur3','slur4','slur5'], insult=['insult1','insult2','insult3','insult4'],
+    place=['town','street','country','school','valley'], day=['monday','friday','sunday','today'],
+    food=['soup','bread','pancakes','dumplings'], event=['fair','wedding','match','parade'],
     adverb=['honestly','again','as always','lol','so'], job=['nurse','teacher','driver','baker'], verb=['drive','throw','kick','wipe'])
+
+# %% ../nbs/01_corpora.ipynb #a29a9a6e
 _templates = [
-    (0, 'my {people} neighbours made {food} for the {event} on {day}'), (0, 'the {people} market opens on {day} with {food} for all'),
-    (0, 'a {job} told me how the {people} came to our {place}'), (0, '{adverb} the {event} on {day} was full of {people} and good {food}'),
-    (0, 'does anyone know why the {event} is on {day}'), (0, 'our {job} sings about the {people} of the {place}'), (0, 'i had {food} on {day} and it was fine'),
-    (.4, 'stop calling the {people} a *{slur} they did nothing to this {place}'), (.3, 'somebody wrote {slur} on the wall of the {place} on {day} shame on them'),
-    (1, '{adverb} these {people} are ?such *{insult} every {day}'), (1, 'what a *{insult} that {job} is {adverb} a ?typical ?{people}'),
-    (1, 'you *{insult} burned the {food} {adverb}'), (1.2, 'shut ?up *{insult} nobody asked the *{slur} at the {event}'), (.9, 'the {people} at the {event} were *{insult} and ?loud'),
-    (2, '*{verb} every *{slur} *{people} out of this {place}'), (2, '{adverb} i *hate the *{slur} *{people} in our {place}'), (2.2, 'the *{people} are *{slur} and ?must be *{verb} ?out of the {place}'),
-    (1.7, '*{slur} *{people} ?ruin the {event} on {day}'), (2, 'no *{slur} ?should live in this {place} *{verb} them {adverb}')]
+    (0, 'my {people} neighbours made {food} for the {event} on {day}'),
+    (0, 'the {people} market opens on {day} with {food} for all'),
+    (0, 'a {job} told me how the {people} came to our {place}'),
+    (0, '{adverb} the {event} on {day} was full of {people} and good {food}'),
+    (0, 'does anyone know why the {event} is on {day}'),
+    (0, 'our {job} sings about the {people} of the {place}'),
+    (0, 'i had {food} on {day} and it was fine'),
+    (.4, 'stop calling the {people} a *{slur} they did nothing to this {place}'),
+    (.3, 'somebody wrote {slur} on the wall of the {place} on {day} shame on them'),
+    (1, '{adverb} these {people} are ?such *{insult} every {day}'),
+    (1, 'what a *{insult} that {job} is {adverb} a ?typical ?{people}'),
+    (1, 'you *{insult} burned the {food} {adverb}'),
+    (1.2, 'shut ?up *{insult} nobody asked the *{slur} at the {event}'),
+    (.9, 'the {people} at the {event} were *{insult} and ?loud'),
+    (2, '*{verb} every *{slur} *{people} out of this {place}'),
+    (2, '{adverb} i *hate the *{slur} *{people} in our {place}'),
+    (2.2, 'the *{people} are *{slur} and ?must be *{verb} ?out of the {place}'),
+    (1.7, '*{slur} *{people} ?ruin the {event} on {day}'),
+    (2, 'no *{slur} ?should live in this {place} *{verb} them {adverb}')]
 
 # %% ../nbs/01_corpora.ipynb #f3d4be98
 def _compose(rng):
@@ -441,26 +468,32 @@ def make_mini(
         votes,rows = zip(*(_annotate(rng, marks, people, severity, leaning) for leaning in (-.25, 0., .25)))
         labels = [_label_index[v['label']] for v in votes]
         kept = [list(r) for r,l in zip(rows, labels) if l > 0] if majority(labels) != 0 else []
-        data[f'{i:04}_mini'] = dict(post_id=f'{i:04}_mini', annotators=[dict(v, annotator_id=j+1) for j,v in enumerate(votes)], rationales=kept, post_tokens=words)
+        annotators = [dict(v, annotator_id=j+1) for j,v in enumerate(votes)]
+        data[f'{i:04}_mini'] = dict(post_id=f'{i:04}_mini', annotators=annotators, rationales=kept, post_tokens=words)
     decided = [i for i,p in data.items() if majority([_label_index[a['label']] for a in p['annotators']]) >= 0]
-    tenth = len(decided)//7
+    part = len(decided)//7
     write_json(folder/'hatexplain'/'dataset.json', data)
-    write_json(folder/'hatexplain'/'post_id_divisions.json', dict(train=decided[2*tenth:], val=decided[:tenth], test=decided[tenth:2*tenth]))
+    write_json(folder/'hatexplain'/'post_id_divisions.json', dict(train=decided[2*part:], val=decided[:part], test=decided[part:2*part]))
     rows = []
     for i in range(comments):
         words,_,_,severity = _compose(rng)
         words = words + [rng.choice(('ok','yes','well','there')) for _ in range(rng.randrange(3))]
         score = round(2*severity-2+rng.gauss(0, .4), 2)
-        rows += [dict(comment_id=i, annotator_id=j, hatespeech=float(min(max(round(severity+rng.gauss(0, .4)), 0), 2)), hate_speech_score=score, text=' '.join(words)) for j in range(3)]
+        votes = [float(min(max(round(severity+rng.gauss(0, .4)), 0), 2)) for _ in range(3)]
+        rows += [dict(comment_id=i, annotator_id=j, hatespeech=v, hate_speech_score=score, text=' '.join(words)) for j,v in enumerate(votes)]
     with whole_file(folder/'measuring_hate_speech'/'measuring-hate-speech.parquet') as tmp: pd.DataFrame(rows).to_parquet(tmp)
 
 # %% ../nbs/01_corpora.ipynb #f0c4ea05
-for _c in (Corpus('mini', 'Made-up posts in HateXplain’s format', 'mini/hatexplain', (RemoteFile('dataset.json', ''), RemoteFile('post_id_divisions.json', '')), read_hatexplain, 'MIT', embedded=True),
-           Corpus('mini_mhs', 'Made-up comments in Measuring Hate Speech’s format', 'mini/measuring_hate_speech', (RemoteFile('measuring-hate-speech.parquet', ''),), read_mhs, 'MIT', embedded=True)):
-    add_corpus(_c)
+def _made_up(*files): return tuple(RemoteFile(f, '') for f in files)
+
+add_corpus(Corpus('mini', 'Made-up posts in HateXplain’s format', 'mini/hatexplain',
+                  _made_up('dataset.json', 'post_id_divisions.json'), read_hatexplain, 'MIT', embedded=True))
+add_corpus(Corpus('mini_mhs', 'Made-up comments in Measuring Hate Speech’s format', 'mini/measuring_hate_speech',
+                  _made_up('measuring-hate-speech.parquet'), read_mhs, 'MIT', embedded=True));
 
 # %% ../nbs/01_corpora.ipynb #741eca8d
-_slurs = re.compile('|'.join(f'{re.escape(s[:-1])}\\w*' if s.endswith('*') else re.escape(s) for s in (_package_folder/'slurs.txt').read_text().split()), re.I)
+def _pattern(line): return f'{re.escape(line[:-1])}\\w*' if line.endswith('*') else re.escape(line)
+_slurs = re.compile('|'.join(map(_pattern, (_package_folder/'slurs.txt').read_text().split())), re.I)
 
 def mask(
     word:str,
@@ -469,6 +502,7 @@ def mask(
     "A slur as its first letter and asterisks; other words as they are"
     return word if reveal or not _slurs.fullmatch(word) else word[0] + '*'*(len(word)-1)
 
+# %% ../nbs/01_corpora.ipynb #841939a9
 def show(
     ds:Dataset,        # in HateXplain's format
     n:int=5,           # posts
@@ -476,10 +510,15 @@ def show(
 ):
     "The first posts as a table, with the words that any annotator marked"
     from IPython.display import HTML
-    def _words(p):
-        return ' '.join(f'<mark style="text-decoration:underline">{w}</mark>' if m else w for w,m in zip((html.escape(mask(w, reveal)) for w in p['words']), p['rationale_any']))
-    rows = [f'<tr><td>{LABELS[p["label"]] if p["label"] >= 0 else "undecided"}</td><td>{", ".join(t for t,y in zip(TARGETS, p["target"]) if y) or "–"}</td><td>{_words(p)}</td></tr>' for p in ds.select(range(min(n, len(ds))))]
-    return HTML(f'<table><tr><th>label</th><th>targets</th><th>post</th></tr>{"".join(rows)}</table>')
+    def _word(w, marked):
+        w = html.escape(mask(w, reveal))
+        return f'<mark style="text-decoration:underline">{w}</mark>' if marked else w
+    def _row(p):
+        label = LABELS[p['label']] if p['label'] >= 0 else 'undecided'
+        targets = ', '.join(t for t,y in zip(TARGETS, p['target']) if y) or '–'
+        return f'<tr><td>{label}</td><td>{targets}</td><td>{" ".join(map(_word, p["words"], p["rationale_any"]))}</td></tr>'
+    rows = ''.join(map(_row, ds.select(range(min(n, len(ds))))))
+    return HTML(f'<table><tr><th>label</th><th>targets</th><th>post</th></tr>{rows}</table>')
 
 # %% ../nbs/01_corpora.ipynb #1c60f521
 def frequencies(
@@ -493,37 +532,44 @@ def frequencies(
     return out
 
 # %% ../nbs/01_corpora.ipynb #69240c3d
-def _histogram(values, width):
-    "Counts of `values` in bins of `width`, from 0"
-    return dict(width=width, counts=np.bincount(np.asarray(values, int)//width).tolist())
-
-def statistics(name:str) -> dict:
-    "Counts of classes and targets, agreement, lengths: everything that a page about the corpus shows"
-    ds = load_corpus(name)
-    out = dict(title=corpora[name].title, licence=corpora[name].licence, checksum=corpus_checksum(name), posts={s: len(d) for s,d in ds.items()})
-    every = datasets.concatenate_datasets(list(ds.values()))
-    out['words'] = _histogram([len(w) for w in every['words'][:]], 5)
-    if 'score' in every.features: out['score'] = dict(mean=float(np.mean(every['score'])), sd=float(np.std(every['score'])), histogram=np.histogram(every['score'], bins=20)[0].tolist(),
-                                                      edges=np.histogram(every['score'], bins=20)[1].tolist())
-    if 'label' not in every.features: return out
-    out['labels'] = {s: np.bincount(np.array(d['label'][:])[np.array(d['label'][:]) >= 0], minlength=3).tolist() for s,d in ds.items()}
-    out['targets'] = {s: dict(zip(TARGETS, np.sum(d['target'][:], axis=0).tolist())) for s,d in ds.items() if len(d)}
-    largest = [max(np.bincount(v)) for v in every['label_votes'][:]]
-    out['agreement'] = {'3–0': largest.count(3), '2–1': largest.count(2), 'all differ': largest.count(1)}
-    out['kappa'] = fleiss_kappa(np.array([np.bincount(v, minlength=3) for v in every['label_votes'][:]]))
-    marked = [r for r,y in zip(every['rationale_any'][:], every['label'][:]) if y > 0]
-    out['rationale_words'] = _histogram([sum(r) for r in marked], 2)
-    out['rationale_share'] = float(np.mean(np.concatenate(marked)))
-    return out
-
 def fleiss_kappa(
-    counts:np.ndarray, # [posts, classes] votes
+    counts:np.ndarray, # [posts, classes] votes; every post has equally many
 ) -> float:
-    "Agreement beyond chance: 1 is full, 0 is what chance gives (Fleiss, 1971)"
-    n = counts.sum(1)[0]
+    "Agreement beyond chance: 1 is full, 0 is what chance gives (Fleiss, 1971, doi 10.1037/h0031619)"
+    n = counts[0].sum()
     agree = ((counts**2).sum(1)-n)/(n*(n-1))
     chance = ((counts.sum(0)/counts.sum())**2).sum()
     return float((agree.mean()-chance)/(1-chance))
+
+# %% ../nbs/01_corpora.ipynb #b591ae24
+def _histogram(values, width):
+    "Counts of whole numbers in bins of `width`, from 0"
+    return dict(width=width, counts=np.bincount(np.asarray(values, int)//width).tolist())
+
+def _score_statistics(score):
+    counts,edges = np.histogram(score, bins=20)
+    return dict(mean=float(np.mean(score)), sd=float(np.std(score)), histogram=counts.tolist(), edges=edges.tolist())
+
+def _vote_statistics(ds):
+    "Classes and targets by split, agreement, rationales: of a corpus in HateXplain's format"
+    every = datasets.concatenate_datasets(list(ds.values()))
+    label,votes = np.array(every['label'][:]), np.array([np.bincount(v, minlength=len(LABELS)) for v in every['label_votes'][:]])
+    marked = [r for r,y in zip(every['rationale_any'][:], label) if y > 0]
+    return dict(
+        labels={s: [d['label'][:].count(i) for i in range(len(LABELS))] for s,d in ds.items()},
+        targets={s: dict(zip(TARGETS, np.sum(d['target'][:], axis=0).tolist())) for s,d in ds.items() if len(d)},
+        agreement={name: int((votes.max(1) == n).sum()) for n,name in ((3,'3–0'), (2,'2–1'), (1,'all differ'))}, kappa=fleiss_kappa(votes),
+        rationale_words=_histogram([sum(r) for r in marked], 2), rationale_share=float(np.mean(np.concatenate(marked))))
+
+# %% ../nbs/01_corpora.ipynb #bd39a8b3
+def statistics(name:str) -> dict:
+    "Counts of posts, classes and targets, agreement, lengths: everything that the page about the corpora shows"
+    ds,c = load_corpus(name),corpora[name]
+    columns = ds['train'].column_names
+    out = dict(title=c.title, licence=c.licence, checksum=corpus_checksum(name), posts={s: len(d) for s,d in ds.items()},
+               words=_histogram([len(w) for d in ds.values() for w in d['words'][:]], 5))
+    if 'score' in columns: out['score'] = _score_statistics(np.concatenate([d['score'][:] for d in ds.values()]))
+    return out | (_vote_statistics(ds) if 'label' in columns else {})
 
 # %% ../nbs/01_corpora.ipynb #432b2580
 def corpora_table() -> pd.DataFrame:

@@ -129,7 +129,7 @@ def correlation_of(a, b) -> Statistic:  # a, b: [n]
     return lambda W: _correlation(W, a, b)
 
 def _correlation(W, a, b):
-    W = W/W.sum(1, keepdims=True)
+    W = W/W.sum(1, keepdims=True, dtype=np.float64)
     ma,mb = ((W*x).sum(1, keepdims=True) for x in (a, b))
     cov,va,vb = ((W*x*y).sum(1) for x,y in ((a-ma, b-mb), (a-ma, a-ma), (b-mb, b-mb)))
     constant = (va <= 1e-24*ma[:,0]**2) | (vb <= 1e-24*mb[:,0]**2)     # rounding of the mean leaves a little variance
@@ -276,20 +276,26 @@ def check(table:pd.DataFrame):
     _refuse(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
     for _,t in table.groupby('corpus', sort=False):
         for task,column in _given.items():
-            if column not in t or (t[column].isna().all() and len(t) < len(table)): continue    # the columns of another corpus' tasks
+            if column not in t or t[column].isna().all(): continue    # no such task in this corpus
             _refuse(t, 'the score is not a finite number' if task == 'score' else f'{column} is missing', t[column].isna().to_numpy())
             _check_column(t, task, column)
 
+# %% ../nbs/09_evaluation.ipynb #1d72bb67
 def _check_column(t, task, column):
-    bad = lambda f, *columns: np.array([bool(f(*v)) for v in zip(*(t[c] for c in (column, *columns)))])
-    if task == 'score': return _refuse(t, 'the score is not a finite number', ~np.isfinite(t[column].to_numpy(np.float64)))
-    if width := dict(label=len(LABELS), target=len(TARGETS)).get(task): _refuse(t, f'{column} does not have {width} entries', bad(lambda v: len(v) != width))
-    _refuse(t, f'{column} is not between 0 and 1', bad(lambda v: (np.asarray(v) < 0).any() or (np.asarray(v) > 1+1e-6).any()))
-    if task == 'target': nan = np.isnan(np.stack(t[column])); return _refuse(t, f'{column} holds NaN where other posts have a number', (nan & ~nan.all(0)).any(1))
-    _refuse(t, f'{column} holds NaN', bad(lambda v: np.isnan(v).any()))
-    if task == 'rationale': return _refuse(t, 'the rationale does not fit the words', bad(lambda p,w,g: len(p) != len(w) or (len(w) and not 0 <= min(w) <= max(w) < len(g)), 'rationale_token_word', 'rationale_any'))
-    _refuse(t, 'label_prob does not sum to 1', bad(lambda v: abs(np.sum(v)-1) > 1e-3))
-    _refuse(t, 'the post has no gold label', ~t['label'].isin(range(len(LABELS))).to_numpy(), 'Leave the undecided posts out.')
+    "Refuse what cannot be a prediction of this task"
+    def _no(what, wrong, *others, remedy='Predict again.'):
+        _refuse(t, what, np.array([bool(wrong(*v)) for v in zip(*(t[c] for c in (column, *others)))]), remedy)
+    if task == 'score': return _no('the score is not a finite number', lambda v: not np.isfinite(v))
+    if width := dict(label=len(LABELS), target=len(TARGETS)).get(task): _no(f'{column} does not have {width} entries', lambda v: len(v) != width)
+    _no(f'{column} is not between 0 and 1', lambda v: (np.asarray(v) < 0).any() or (np.asarray(v) > 1+1e-6).any())
+    asked = ~np.isnan(np.stack(t[column])).all(0) if task == 'target' else slice(None)     # a community may be NaN in all posts, not in some
+    _no(f'{column} holds NaN', lambda v: np.isnan(np.asarray(v)[asked]).any())
+    if task == 'label':
+        _no('label_prob does not sum to 1', lambda v: abs(np.sum(v)-1) > 1e-3)
+        _no('the post has no gold label', lambda v, y: y not in range(len(LABELS)), 'label', remedy='Leave the undecided posts out.')
+    if task == 'rationale':
+        _no('the rationale does not fit the words', lambda v, w, gold: len(v) != len(w) or (len(w) and not 0 <= min(w) <= max(w) < len(gold)),
+            'rationale_token_word', 'rationale_any')
 
 # %% ../nbs/09_evaluation.ipynb #b9fb7e99
 def evaluate(

@@ -99,6 +99,8 @@ class Focal(Loss):
         alpha:float|None=.8,        # weight of the marked side, 1−alpha of the other; none: 1 and 1
         gamma:float=2.,             # 0: binary cross-entropy
         gold:str='rationale_any'):  # marked by any annotator; or rationale_majority (two), rationale_mean (their share)
+        if gold not in (known := ('rationale_any','rationale_majority','rationale_mean')):
+            raise HatenbError(f'there is no gold {gold!r}', self.task.key, f'Known: {", ".join(known)}.')
         self.alpha,self.gamma,self.gold = alpha,gamma,gold
 
     def _counts(self, batch): return (batch['token_word'] >= 0) & (batch['label'] != 0).unsqueeze(-1)
@@ -107,7 +109,7 @@ class Focal(Loss):
         y = batch[self.gold]
         nll = F.binary_cross_entropy_with_logits(logits, y, reduction='none')
         p = logits.sigmoid()
-        far = (1-p)*y + p*(1-y)                       # 1−p_t, for shares between 0 and 1 too
+        far = ((1-p)*y + p*(1-y)).clamp(min=1e-8)     # 1−p_t, for shares between 0 and 1 too; at 0 a power below 1 has no gradient
         a = 1 if self.alpha is None else self.alpha*y + (1-self.alpha)*(1-y)
         return (a*far**self.gamma*nll*self._counts(batch)).sum().reshape(1)
 

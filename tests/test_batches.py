@@ -1,5 +1,5 @@
 "Batches: words and sub-tokens with several tokenizers, the laws of sampling, the cache under two processes"
-import os, subprocess, sys
+import subprocess, sys
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def unigram(lines):
     return wrapped(t._tokenizer)
 
 
-@pytest.fixture(params=['wordpiece', 'byte_level_bpe', 'unigram'])
+@pytest.fixture(scope='session', params=['wordpiece', 'byte_level_bpe', 'unigram'])
 def tokenizer(request): return request.getfixturevalue(request.param)
 
 
@@ -270,10 +270,23 @@ def test_a_failed_encoding_leaves_nothing(cache, wordpiece, monkeypatch):
     assert not cache.exists() or not list(cache.iterdir())
 
 
+def test_another_process_was_faster(cache, wordpiece, monkeypatch):
+    real = B.encode
+    def _late(*args):
+        monkeypatch.setattr(B, 'encode', real)
+        B.encoded_corpus('mini', wordpiece)
+        return real(*args)
+    monkeypatch.setattr(B, 'encode', _late)
+    assert len(B.encoded_corpus('mini', wordpiece)['train']) == len(load_corpus('mini')['train'])
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_two_processes_at_once(cache):
     code = ('from transformers import AutoTokenizer; from hatenb.batches import encoded_corpus; from hatenb.core import encoder_path; '
-            't = AutoTokenizer.from_pretrained(encoder_path("minilm")); input(); print(len(encoded_corpus("mini", t)["train"]))')
-    both = [subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
-    out = [p.communicate('\n', timeout=300) for p in both]
+            't = AutoTokenizer.from_pretrained(encoder_path("minilm")); print("ready", flush=True); input(); print(len(encoded_corpus("mini", t)["train"]))')
+    both = [subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for p in both: assert p.stdout.readline() == 'ready\n'
+    for p in both: print(file=p.stdin, flush=True)
+    out = [p.communicate(timeout=300) for p in both]
     assert [p.returncode for p in both] == [0, 0], out
     assert len({o for o,_ in out}) == 1 and len(list(cache.iterdir())) == 1

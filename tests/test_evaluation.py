@@ -20,7 +20,7 @@ TEN = [TARGETS.index(t) for t in PAPER_TARGETS]
 def label_table(rng, n=90, corpus='hatexplain'):
     y = rng.permutation(np.arange(n) % 3)
     return pd.DataFrame(dict(corpus=corpus, id=[f'l{i}' for i in range(n)], label=y,
-                             label_prob=list(rng.dirichlet([1, 1, 1], n).round(2) if n > 3 else np.full((n, 3), 1/3))))
+                             label_prob=list(rng.multinomial(32, rng.dirichlet([1, 1, 1], n))/32)))      # sums of exactly 1, with ties
 
 
 def target_table(rng, n=80):
@@ -67,21 +67,9 @@ def test_label_agrees_with_sklearn(seed):
     got, said = values(t), p.argmax(1)
     assert got['accuracy'] == pytest.approx(sk.accuracy_score(y, said))
     assert got['macro_f1'] == pytest.approx(sk.f1_score(y, said, average='macro', zero_division=0))
-    # the scores are rounded, so sums miss 1 by up to .01 for sklearn; its areas need only the order
-    exact = [np.mean([sk.roc_auc_score(y[m] == a, p[m][:, a]), sk.roc_auc_score(y[m] == b, p[m][:, b])])
-             for a, b in ((0, 1), (0, 2), (1, 2)) for m in [y.isin((a, b))]]
-    assert got['auroc'] == pytest.approx(np.mean(exact))
+    assert got['auroc'] == pytest.approx(sk.roc_auc_score(y, p, multi_class='ovo', average='macro'))
     for i, l in enumerate(LABELS): assert got[f'f1.{l}'] == pytest.approx(sk.f1_score(y == i, said == i, zero_division=0))
     assert evaluate(t, 0)['hatexplain/label']['confusion'] == sk.confusion_matrix(y, said, labels=[0, 1, 2]).tolist()
-
-
-@quick
-@given(seeds)
-def test_auroc_is_sklearns_one_against_one(seed):
-    rng = np.random.default_rng(seed)
-    t = label_table(rng)
-    t['label_prob'] = list(rng.dirichlet([1, 1, 1], len(t)))
-    assert values(t)['auroc'] == pytest.approx(sk.roc_auc_score(t['label'], np.stack(t['label_prob']), multi_class='ovo', average='macro'))
 
 
 @quick
@@ -175,14 +163,11 @@ def test_interval_is_that_of_an_explicit_loop(task):
     n, boots = len(t), 60
     (found,) = evaluate(t, boots, seed=5).values()
     drawn = np.random.default_rng(5).integers(0, n, (boots, n), dtype=np.int32)
+    drawn = [statistics(t.loc[rows].reset_index(drop=True))[0] for rows in drawn]
     for m in statistics(t)[0]:
-        loop = [statistics(t.loc[rows].reset_index(drop=True))[0][m](np.ones((1, n), np.float32))[0] for rows in drawn] if m in few else None
-        if loop is None: continue
+        loop = [s[m](np.ones((1, n), np.float32))[0] for s in drawn]
         assert [found[m]['low'], found[m]['high']] == pytest.approx(np.nanpercentile(loop, [2.5, 97.5]).tolist(), rel=1e-5), m
         assert found[m]['low'] <= found[m]['value'] <= found[m]['high'] and found[m]['n'] == n
-
-
-few = {'accuracy', 'macro_f1', 'auroc', 'micro_f1_ten', 'token_f1', 'iou_f1', 'auprc', 'rmse', 'r2', 'spearman', 'f1_above_half', 'auc_score_gt_0'}
 
 
 def test_resamples_are_seeded_and_draw_n_posts():
@@ -232,7 +217,7 @@ def test_no_rationale_at_all():
     t['label'] = 0
     found = evaluate(t, 10)['hatexplain/rationale']
     assert {m for m, v in found.items() if isinstance(v, dict) and v['value'] is None} == set(metrics['tokens'])
-    assert found['posts'] == 0 and main_metrics(dict(x={}) and {'hatexplain/rationale': found}) == {'hatexplain/rationale.token_f1': 0.}
+    assert found['posts'] == 0 and main_metrics({'hatexplain/rationale': found}) == {'hatexplain/rationale.token_f1': 0.}
 
 
 @pytest.mark.parametrize('asked', [[0], [2, 5, 10], list(range(10)), [i for i in range(11) if TARGETS[i] != 'Other']])
@@ -337,11 +322,11 @@ def edit(t, i, column, value):
 BAD = [('label', 'label_prob', np.array([.5, .5, .5]), 'sum to 1'), ('label', 'label_prob', np.array([.5, np.nan, .5]), 'NaN'),
        ('label', 'label_prob', np.array([1.5, -.5, 0.]), 'between 0 and 1'), ('label', 'label_prob', np.array([.5, .5]), '3 entries'),
        ('label', 'label_prob', None, 'missing'), ('label', 'label', -1, 'no gold label'),
-       ('target', 'target_prob', np.full(10, .5), '11 entries'), ('target', 'target_prob', np.array([np.nan]+[.5]*10), 'NaN where other'),
+       ('target', 'target_prob', np.full(10, .5), '11 entries'), ('target', 'target_prob', np.array([np.nan]+[.5]*10), 'holds NaN'),
        ('target', 'target_prob', np.array([1.01]+[.5]*10), 'between 0 and 1'), ('target', 'target_prob', np.array([-.01]+[.5]*10), 'between 0 and 1'),
-       ('rationale', 'rationale_token_prob', np.array([np.nan]), 'NaN|fit'), ('rationale', 'rationale_token_prob', np.full(99, .5), 'does not fit'),
+       ('rationale', 'rationale_token_prob', np.array([np.nan, .5]), 'holds NaN'), ('rationale', 'rationale_token_prob', np.full(99, .5), 'does not fit'),
        ('rationale', 'rationale_token_word', np.full(99, 0), 'does not fit'), ('rationale', 'rationale_any', [], 'does not fit'),
-       ('rationale', 'rationale_token_prob', np.array([2.]), 'between 0 and 1'),
+       ('rationale', 'rationale_token_prob', np.array([2., .5]), 'between 0 and 1'),
        ('score', 'score_pred', float('nan'), 'finite'), ('score', 'score_pred', float('inf'), 'finite'), ('score', 'score_pred', float('-inf'), 'finite')]
 
 

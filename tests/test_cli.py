@@ -1,0 +1,73 @@
+"The command line as a shell sees it"
+import json, os, re, subprocess, sys
+
+import pytest
+
+
+def hatenb(*args, cwd=None, **env):
+    code = 'import sys; from hatenb.cli import main; sys.argv = ["hatenb", *sys.argv[1:]]; main()'
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, timeout=560, cwd=cwd,
+                          env={**os.environ, 'COLUMNS': '200', **env})
+
+
+def test_help_lists_the_commands():
+    out = hatenb('--help')
+    assert out.returncode == 0
+    for command in ('demo', 'corpora', 'run', 'study', 'report'): assert command in out.stdout
+
+
+def test_every_field_of_a_run_is_an_option():
+    import dataclasses
+    from hatenb.studies import RunConfig
+    from hatenb.training import TrainConfig
+    out = hatenb('run', '--help')
+    assert out.returncode == 0, out.stderr
+    for f in (*dataclasses.fields(RunConfig), *dataclasses.fields(TrainConfig)):
+        if f.name not in ('tasks', 'train'): assert f'--{f.name.replace("_", "-")}' in out.stdout, f.name
+
+
+def test_a_baseline_run_and_its_report(tmp_path):
+    out = hatenb('run', 'mini/label', '--method', 'tfidf', '--seed', 3, HATENB_RUNS=str(tmp_path/'runs'))
+    assert out.returncode == 0, out.stderr
+    assert 'macro F1' in out.stdout
+    record = json.loads(next((tmp_path/'runs').rglob('record.json')).read_text())
+    assert record['config']['seed'] == 3
+    out = hatenb('report', tmp_path/'runs', '--out', tmp_path/'page.html')
+    assert out.returncode == 0, out.stderr
+    page = (tmp_path/'page.html').read_text()
+    value = record['metrics']['test']['mini/label']['macro_f1']['value']
+    assert f'{value:.3f}' in page and '<table' in page and 'data:image/png;base64' in page
+    assert not re.search(r'(src|href)="http', page)
+
+
+@pytest.mark.parametrize('args,said', [
+    (('run', 'mini/lable'), "did you mean 'label'"),
+    (('run', 'label', '--method', 'lorra'), "did you mean 'lora'"),
+    (('run', 'label', '--options', '{r: 8}'), '--options'),
+    (('run', 'target:7/3'), 'no part'),
+    (('study', 'nowhere.toml'), 'nowhere.toml'),
+    (('report', 'nowhere'), 'no record'),
+])
+def test_errors_say_what_to_do_and_show_no_traceback(tmp_path, args, said):
+    out = hatenb(*args, cwd=tmp_path, HATENB_RUNS=str(tmp_path/'runs'))
+    assert out.returncode != 0
+    assert said in out.stderr and 'Traceback' not in out.stderr
+    assert not (tmp_path/'runs').exists() or not list((tmp_path/'runs').rglob('record.json'))
+
+
+def test_corpora_says_what_is_where(tmp_path):
+    out = hatenb('corpora', HATENB_DATA=str(tmp_path), HATENB_CACHE=str(tmp_path/'cache'))
+    assert out.returncode == 0, out.stderr
+    assert re.search(r'mini .*shipped with hatenb', out.stdout) and re.search(r'hatexplain .*not here', out.stdout)
+
+
+def test_the_demonstration_in_its_smallest(tmp_path):
+    out = hatenb('demo', '--limit', 16, '--epochs', 1, '--out', tmp_path/'demo', HATENB_DATA='')
+    assert out.returncode == 0, out.stderr
+    records = [json.loads(p.read_text()) for p in (tmp_path/'demo'/'runs').rglob('record.json')]
+    neural = [r for r in records if r['config']['method'] == 'lora']
+    assert {r['config']['quantization'] for r in neural} == {'none', 'nf4'}
+    assert sorted(len(r['config']['tasks']) for r in neural) == [1]*8 + [4]*2
+    assert (tmp_path/'demo'/'results.png').read_bytes()[:4] == b'\x89PNG'
+    assert 'single task' in out.stdout and 'multi-task' in out.stdout and 'posts/s' in out.stdout
+    assert (tmp_path/'demo'/'report.html').stat().st_size > 10_000

@@ -1,0 +1,262 @@
+"Runs and studies: what decides a result, what is skipped, set aside, published, and how damage is told"
+import dataclasses, json, shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings as hsettings, strategies as st
+
+from hatenb import studies
+from hatenb.baselines import baselines
+from hatenb.core import HatenbError
+from hatenb.corpora import gold_columns
+from hatenb.evaluation import evaluate, load_predictions
+from hatenb.studies import RunConfig, Study, expand, finished, load_run, publish, read_record, read_records, run, run_corpora, run_study
+from hatenb.training import TrainConfig, predict
+
+MAJORITY = RunConfig(('mini/label', 'mini/target'), 'majority')
+NEURAL = RunConfig(('mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'), options=dict(r=2), limit=32, heads=dict(label=dict(hidden=[4])),
+                   train=TrainConfig(epochs=1, batch_size=16))
+
+
+@pytest.fixture(scope='module')
+def neural(tmp_path_factory):
+    "A folder of runs with one tiny neural run, and its record"
+    path = tmp_path_factory.mktemp('runs')
+    return path, run(NEURAL, path)
+
+
+@pytest.fixture
+def copied(neural, tmp_path):
+    "A copy of the neural run that may be damaged"
+    return shutil.copytree(neural[0]/NEURAL.id, tmp_path/NEURAL.id)
+
+
+# ---- configurations
+
+OTHER = dict(tasks=('mini/label', 'mini/rationale'), method='bottleneck', options=dict(r=3), encoder='other', quantization='nf4', dtype='bfloat16', max_length=64,
+             heads=dict(label=dict(hidden=[8])), balancing='fixed', balancing_options=dict(normalise_steps=3), limit=10, seed=1)
+OTHER_TRAIN = dict(epochs=5, batch_size=7, max_positions=99, lr=.1, head_lr=.2, weight_decay=.3, schedule='cosine', warmup=.5, head_warmup=3, clip=2., temperature=3.,
+                   steps=4, checkpoint_steps=9, patience=2, smallest_step={'mini/label.macro_f1': .1}, compile=True)
+BASE = RunConfig(('mini/label', 'mini/target'))
+
+
+def test_every_field_is_tried():
+    assert set(OTHER) == {f.name for f in dataclasses.fields(RunConfig)}-{'train'} and set(OTHER_TRAIN) == {f.name for f in dataclasses.fields(TrainConfig)}
+
+
+@pytest.mark.parametrize('field', [*OTHER, *(f'train.{k}' for k in OTHER_TRAIN)])
+def test_the_id_changes_with_every_field_and_comes_back_through_json(field):
+    outer, _, inner = field.partition('.')
+    changed = {'train': TrainConfig(**{inner: OTHER_TRAIN[inner]})} if inner else {'heads': {'label': {'hidden': [8]}}} if field == 'heads' else {field: OTHER[field]}
+    config = dataclasses.replace(BASE, **changed)
+    assert config.id != BASE.id
+    again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and again.id == config.id
+
+
+def test_all_fields_at_once_come_back():
+    config = RunConfig(**OTHER, train=TrainConfig(**OTHER_TRAIN))
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_defaults_written_out_are_the_same_run():
+    written = dict(tasks=['mini/label', 'mini/target'], method='lora', seed=0, train=dict(epochs=TrainConfig().epochs), heads={}, options={})
+    assert RunConfig.from_dict(written).id == BASE.id
+    assert RunConfig(('label',)).id == RunConfig(('hatexplain/label',)).id
+
+
+@pytest.mark.parametrize('d,place,what', [
+    (dict(tasks=['label'], train=dict(learning_rate=1)), 'here, train', 'learning_rate'), (dict(tasks=['label'], adapter='lora'), 'here', 'adapter'),
+    (dict(method='lora'), 'here', 'tasks'), (dict(tasks=['lable']), '', 'label'), (dict(tasks=['label'], method='lorra'), '', 'lora'),
+    (dict(tasks=['label'], balancing='equall'), '', 'equal'), (dict(tasks=[]), 'tasks', 'needs a task'), (dict(tasks=['label', 'hatexplain/label']), 'label', 'twice'),
+    (dict(tasks=['label'], heads=dict(target={})), 'heads', 'target')])
+def test_a_configuration_that_is_wrong_says_where(d, place, what):
+    with pytest.raises(HatenbError) as e: RunConfig.from_dict(d, 'here')
+    assert place in str(e.value) and what in str(e.value)
+
+
+def test_an_unknown_setting_of_a_head(tmp_path):
+    with pytest.raises(HatenbError, match="'hiden'.*heads, label"): run(dataclasses.replace(NEURAL, heads=dict(label=dict(hiden=[4]))), tmp_path)
+
+
+# ---- studies
+
+def test_expand_is_the_product_of_its_lists():
+    d = dict(tasks=['a', 'b'], seed=[0, 1, 2], train=dict(lr=[.1, .2], epochs=3), method='lora', heads=dict(label=dict(hidden=[8, 4])))
+    found = expand(d)
+    assert len(found) == 3*2 and [(c['seed'], c['train']['lr']) for c in found] == [(s, l) for s in (0, 1, 2) for l in (.1, .2)]
+    for c in found: assert c['tasks'] == ['a', 'b'] and c['heads'] == dict(label=dict(hidden=[8, 4])) and c['train']['epochs'] == 3
+    assert [c['tasks'] for c in expand(dict(tasks=[['a'], ['a', 'b']]))] == [['a'], ['a', 'b']]
+    assert expand({}) == [{}]
+
+
+@hsettings(deadline=None)
+@given(st.dictionaries(st.sampled_from('uvwxyz'), st.one_of(st.integers(), st.lists(st.integers(), min_size=1, max_size=3), st.dictionaries(st.sampled_from('kl'), st.lists(st.integers(), min_size=1, max_size=2))), max_size=4))
+def test_expand_counts(d):
+    size = 1
+    for v in d.values(): size *= len(v) if isinstance(v, list) else int(np.prod([len(x) for x in v.values()])) if isinstance(v, dict) else 1
+    found = expand(d)
+    assert len(found) == size and all(c.keys() == d.keys() for c in found)
+
+
+def study_file(tmp_path, text):
+    (tmp_path/'s.toml').write_text(text)
+    return tmp_path/'s.toml'
+
+
+def test_a_study_file(tmp_path):
+    s = Study.load(study_file(tmp_path, 'name="s"\ntitle="T"\n[base]\ntasks=["mini/label"]\n[base.train]\nepochs=2\n[[runs]]\nseed=[0,1]\n[runs.train]\nlr=0.1\n[[runs]]\nmethod="majority"\n[[runs]]\nseed=1\ntrain={lr=0.1}\n'))
+    assert (s.name, s.title) == ('s', 'T') and [r.seed for r in s.runs] == [0, 1, 0] and s.runs[1].train == TrainConfig(epochs=2, lr=.1)  # the last was there already
+
+
+@pytest.mark.parametrize('text,what', [
+    ('name="s"\n[[runs]]\ntasks=["mini/label"]\n[[runs]]\ntasks=["mini/label"]\nlr=1', 's.toml, run 2'), ('name="s"\nrnus=1', 'rnus'), ('name="s"', 'needs a name and runs'),
+    ('name="s"\n[[runs]]\ntasks=["mini/label"]\n[runs.train]\nlrr=1', 's.toml, run 1, train'), ('name=', 's.toml'), ('runs=[{tasks=["mini/label"]}]', 'needs a name')])
+def test_a_study_that_is_wrong_says_where(tmp_path, text, what):
+    with pytest.raises(HatenbError) as e: Study.load(study_file(tmp_path, text))
+    assert what in str(e.value) and 's.toml' in str(e.value)
+
+
+def test_there_is_no_such_study_or_it_is_not_text(tmp_path):
+    with pytest.raises(HatenbError, match='no such study'): Study.load(tmp_path/'none.toml')
+    (tmp_path/'s.toml').write_bytes(b'\xff\xfe\x00')
+    with pytest.raises(HatenbError, match='cannot be read'): Study.load(tmp_path/'s.toml')
+
+
+def counting(monkeypatch, failing=()):
+    "Count the runs that are really made; those of the seeds in `failing` fail"
+    made, real = [], studies._baseline
+    def counted(config, *args):
+        made.append(config.seed)
+        if config.seed in failing: raise HatenbError('it broke', 'somewhere', 'Try again.')
+        return real(config, *args)
+    monkeypatch.setattr(studies, '_baseline', counted)
+    return made
+
+
+def majorities(*seeds): return Study('s', [dataclasses.replace(MAJORITY, seed=s) for s in seeds])
+
+
+def test_finished_runs_are_skipped(tmp_path, monkeypatch):
+    made = counting(monkeypatch)
+    first = run_study(majorities(0, 1), tmp_path)
+    again = run_study(majorities(0, 1, 2), tmp_path)
+    assert made == [0, 1, 2] and json.loads(json.dumps(first)) == json.loads(json.dumps(again[:2]))
+    assert [r['config']['seed'] for r in again] == [0, 1, 2] and all((tmp_path/r['id']/'record.json').exists() for r in again)
+
+
+def test_a_failing_run_is_reported_after_the_others(tmp_path, monkeypatch):
+    made = counting(monkeypatch, failing=(1,))
+    with pytest.raises(HatenbError, match='1 of 3 runs failed') as e: run_study(majorities(0, 1, 2), tmp_path)
+    assert dataclasses.replace(MAJORITY, seed=1).id in str(e.value) and 'it broke' in str(e.value)
+    assert made == [0, 1, 2] and len(read_records(tmp_path)) == 2
+    monkeypatch.undo()
+    assert len(run_study(majorities(0, 1, 2), tmp_path)) == 3          # the lock was given back
+
+
+@pytest.mark.parametrize('damage', [b'{"id": "x"', b'', b'[]', b'{"id": "x"}', b'\xff\xfe'])
+def test_an_unreadable_record_is_set_aside_and_never_overwritten(tmp_path, damage):
+    folder = tmp_path/MAJORITY.id
+    whole = run(MAJORITY, tmp_path)
+    for i in (1, 2):
+        (folder/'record.json').write_bytes(damage + b' '*i)
+        with pytest.warns(UserWarning, match=f'record.unreadable-{i}.json'): again = run(MAJORITY, tmp_path)
+        assert again['metrics'] == whole['metrics'] and read_record(folder/'record.json')['id'] == MAJORITY.id
+    for i in (1, 2): assert (folder/f'record.unreadable-{i}.json').read_bytes() == damage + b' '*i
+    assert len(read_records(tmp_path)) == 1                              # what was set aside is no record
+
+
+def test_a_folder_with_a_broken_record_shows_the_others(tmp_path):
+    run_study(majorities(0, 1), tmp_path)
+    (tmp_path/MAJORITY.id/'record.json').write_text('{')
+    with pytest.warns(UserWarning, match='left out.*record.json'): found = read_records(tmp_path)
+    assert [r['config']['seed'] for r in found] == [1]
+    with pytest.raises(HatenbError, match='no record'): read_records(tmp_path/'nothing')
+    with pytest.warns(UserWarning): assert finished(tmp_path/MAJORITY.id) is None
+    assert finished(tmp_path/'nothing') is None
+
+
+def test_a_run_that_another_process_makes_is_refused(tmp_path):
+    from filelock import FileLock
+    (tmp_path/MAJORITY.id).mkdir()
+    with FileLock(tmp_path/MAJORITY.id/'.lock'), pytest.raises(HatenbError, match='another process'): run(MAJORITY, tmp_path)
+    assert run(MAJORITY, tmp_path)['id'] == MAJORITY.id
+
+
+@pytest.mark.parametrize('method', list(baselines))
+def test_baselines_of_every_task_and_of_parts(tmp_path, method):
+    r = run(RunConfig(('mini/label', 'mini/rationale', 'mini/target:1/4', 'mini_mhs/score'), method, limit=120), tmp_path)
+    found = r['metrics']['test']
+    assert set(found) == {'mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'}
+    assert found['mini/target']['macro_f1']['value'] is None and found['mini/target']['macro_f1_part']['value'] is not None
+    if method == 'majority': assert found['mini_mhs/score']['pearson']['value'] is None
+    assert json.loads((tmp_path/r['id']/'record.json').read_text(), parse_constant=lambda c: pytest.fail(c)) == json.loads(json.dumps(r))
+
+
+# ---- a neural run
+
+def test_the_record_can_be_computed_from_the_predictions(neural):
+    path, record = neural
+    for split in ('validation', 'test'):
+        table = load_predictions(path/NEURAL.id/'predictions'/f'{split}.parquet')
+        assert json.loads(json.dumps(evaluate(table))) == json.loads(json.dumps(record['metrics'][split]))
+    assert set(record['metrics']['test']) == set(NEURAL.tasks) and record['corpora']['mini']['posts'] == dict(validation=32, test=32)
+    assert not list((path/NEURAL.id).glob('*.tmp*')) and not (path/NEURAL.id/'checkpoint.safetensors').exists()
+
+
+def test_a_loaded_run_predicts_what_it_predicted(neural):
+    from hatenb.batches import Posts
+    path, record = neural
+    model = load_run(path/NEURAL.id)
+    corpora = run_corpora(NEURAL, model.encoder.tokenizer)
+    again = predict(model, {c: Posts(d['test'], c, model.encoder.tokenizer.pad_token_id) for c, d in corpora.items()})
+    stored = load_predictions(path/NEURAL.id/'predictions'/'test.parquet')
+    assert again['id'].tolist() == stored['id'].tolist()
+    for c in ('label_prob', 'target_prob', 'rationale_token_prob', 'score_pred'):
+        for a, b in zip(again[c].dropna(), stored[c].dropna()): np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_published_records_leave_the_gold_to_the_corpora(neural, tmp_path):
+    path, record = neural
+    runs = [{**record, 'folder': str(path/NEURAL.id)}, *run_study(Study('s', [MAJORITY]), tmp_path/'runs')]
+    for r, to in zip(runs, publish(runs, tmp_path/'results')):
+        for split in ('validation', 'test'):
+            plain = pd.read_parquet(to/'predictions'/f'{split}.parquet')
+            assert not set(gold_columns) & set(plain) and 'words' not in plain and 'text' not in plain
+            assert json.loads(json.dumps(evaluate(load_predictions(to/'predictions'/f'{split}.parquet')))) == json.loads(json.dumps(r['metrics'][split]))
+        published = read_record(to/'record.json')
+        assert 'folder' not in published and published['metrics'] == json.loads(json.dumps(r['metrics'])) and published['id'] == to.name
+    assert len(read_records(tmp_path/'results')) == 2
+    publish(runs, tmp_path/'results')                                    # again: the same
+    assert len(read_records(tmp_path/'results')) == 2
+
+
+@pytest.mark.parametrize('file', ['heads.safetensors', 'adapters', 'record.json'])
+def test_a_run_with_a_part_missing(copied, file):
+    path = copied/file
+    if path.is_dir(): shutil.rmtree(path)
+    else: path.unlink()
+    with pytest.raises(HatenbError) as e: load_run(copied)
+    assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize('pattern', ['heads.safetensors', 'adapters/**/*.safetensors'])
+@pytest.mark.parametrize('keep', [0, 5, 200, -7])
+def test_a_run_with_a_truncated_file(copied, pattern, keep):
+    (path,) = copied.glob(pattern)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(HatenbError) as e: load_run(copied)
+    assert str(path.parent) in str(e.value)
+
+
+def test_a_run_with_another_runs_heads(copied, neural):
+    record = json.loads((copied/'record.json').read_text())
+    record['config']['heads'] = {}
+    (copied/'record.json').write_text(json.dumps(record))
+    with pytest.raises(HatenbError, match='heads cannot be loaded'): load_run(copied)
+
+
+def test_a_baseline_has_no_model(tmp_path):
+    run(MAJORITY, tmp_path)
+    with pytest.raises(HatenbError, match='baseline'): load_run(tmp_path/MAJORITY.id)
