@@ -154,22 +154,28 @@ def results_figure(
                 ax.plot(v[0], i, marks[i % 7], color=palette[i % 7], ms=7)
         ax.set(xlabel=_title(c, several), yticks=range(len(groups)), yticklabels=groups)
         ax.grid(axis='x', alpha=.3)
-    axes[0][0].invert_yaxis()
+    axes[0][0].set_ylim(len(groups)-.5, -.5)
     return fig
 
 # %% ../nbs/12_reports.ipynb #7ff6f26b
 def curves_figure(records:list[dict]):
-    "Learning curves: each loss relative to its first epoch, and the watched metrics on validation"
+    "Learning curves, a column a task: the training loss relative to its first epoch above, the watched metric on validation below"
     records = [r for r in records if r.get('history')]
-    fig,(l,r) = plt.subplots(1, 2, figsize=(10, 3.4), layout='constrained')
-    for i,rec in enumerate(records):
-        epochs = [h['epoch'] for h in rec['history']]
-        name = f'{method_name(rec["config"])} {rec["config"]["quantization"]}'.removesuffix(' none')
-        style = dict(color=palette[i % 7], marker=marks[i % 7], ms=4, ls=('-','--',':')[i//7 % 3])
-        for k in rec['history'][0]['losses']: l.plot(epochs, [h['losses'][k]/rec['history'][0]['losses'][k] for h in rec['history']], label=f'{name}: {k.rpartition("/")[2]}', **style)
-        for k in rec['history'][0]['validation']: r.plot(epochs, [h['validation'][k] for h in rec['history']], label=f'{name}: {k.rpartition("/")[2]}', **style)
-    l.set(xlabel='epoch', ylabel='training loss, relative to epoch 1'); r.set(xlabel='epoch', ylabel='metric on validation')
-    r.legend(fontsize=6, loc='center left', bbox_to_anchor=(1, .5))
+    tasks = list(dict.fromkeys(t for r in records for t in r['config']['tasks']))
+    fig,axes = plt.subplots(2, len(tasks), figsize=(3.1*len(tasks)+1.6, 5), sharex=True, squeeze=False, layout='constrained')
+    for i,r in enumerate(records):
+        name = f'{method_name(r["config"])}, {r["config"]["quantization"]}'.removesuffix(', none')
+        line = dict(color=palette[i % 7], marker=marks[i % 7], ms=4, ls=('-','--',':')[i//7 % 3])
+        epochs = [h['epoch'] for h in r['history']]
+        for column,t in zip(axes.T, tasks):
+            for ax,kind in zip(column, ('losses','validation')):
+                for k in (k for k in r['history'][0][kind] if k.startswith(t)):
+                    values = [h[kind][k] for h in r['history']]
+                    ax.plot(epochs, [v/values[0] for v in values] if kind == 'losses' else values, label=name, **line)
+                    ax.set_ylabel(f'{t.rpartition("/")[2]}, {"loss relative to epoch 1" if kind == "losses" else k.rpartition(".")[2] + " on validation"}', fontsize=8)
+    for ax in axes[1]: ax.set_xlabel('epoch')
+    lines = {l: h for ax in axes.flat for h,l in zip(*ax.get_legend_handles_labels())}
+    fig.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=3, fontsize=8)
     return fig
 
 # %% ../nbs/12_reports.ipynb #73db8ded

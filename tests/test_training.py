@@ -107,3 +107,54 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut(tmp_path, processes, ma
     one, cut = gradients(1, 2048), gradients(processes, max_positions)
     assert one.keys() == cut.keys()
     for k in one: torch.testing.assert_close(cut[k], one[k], rtol=1e-4, atol=2e-6, msg=k)
+
+
+@pytest.fixture(scope='module')
+def small():
+    "A trainer's parts on a few posts of the mini corpus"
+    from hatenb.batches import Posts
+    from hatenb.corpora import frequencies
+    from hatenb.studies import run_corpora, run_encoder, run_model
+    config = RunConfig(('mini/label', 'mini/rationale'), options=dict(r=2), limit=32)
+    encoder = run_encoder(config)
+    corpora = run_corpora(config, encoder.tokenizer)
+    model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
+    return model, {c: Posts(d['train'], c) for c, d in corpora.items()}
+
+
+def test_stops_when_no_metric_makes_its_own_smallest_step(small):
+    from hatenb.training import Trainer
+    model, posts = small
+    looks = iter([dict(a=.5, b=.5), dict(a=.5, b=.52), dict(a=.505, b=.52), dict(a=.509, b=.525), dict(a=.9, b=.9)])
+    config = TrainConfig(epochs=5, steps=1, batch_size=4, patience=2, smallest_step=dict(a=.02, b=.01))
+    trainer = Trainer(model, posts, config, validate=lambda: next(looks))
+    history = trainer.fit()
+    assert len(history) == 4                          # b rose by .02 at the second look; after that two looks without a step that counts
+    assert trainer.progress.stopped and trainer.progress.best_step == 4      # but the best mean is kept, however small the step
+
+
+def test_the_best_weights_are_what_is_left(small):
+    from hatenb.training import Trainer
+    model, posts = small
+    seen, values = [], iter([.2, .9, .3])
+    trainer = None
+    def validate():
+        seen.append(torch.cat([p.detach().flatten().clone() for p in trainer.params.values()]))
+        return dict(a=next(values))
+    trainer = Trainer(model, posts, TrainConfig(epochs=3, steps=1, batch_size=4), validate=validate)
+    trainer.fit()
+    assert torch.equal(torch.cat([p.detach().flatten() for p in trainer.params.values()]), seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_adapters_wait_for_the_heads(small):
+    from hatenb.training import Trainer
+    model, posts = small
+    trainer = Trainer(model, posts, TrainConfig(epochs=1, steps=4, batch_size=4, head_warmup=3, warmup=0., weight_decay=0.))
+    start = {k: p.detach().clone() for k, p in trainer.params.items()}
+    moved = []
+    for rows in trainer.batches(0):
+        trainer.step(rows)
+        trainer.progress.step += 1
+        moved.append({k.split('.')[0] for k, p in trainer.params.items() if not torch.equal(p, start[k])})
+    assert moved[:3] == [{'heads'}]*3 and moved[3] == {'heads', 'encoder'}
