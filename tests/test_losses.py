@@ -15,7 +15,7 @@ from hatenb.losses import Fixed, balancers, loss_vector, loss_weights, losses, m
 FREQUENCIES = dict(label=[.4, .25, .35], target=[.2, .05, .02, .01, .01, .1, .15, .12, .03, .02, .08], score=dict(mean=-.6, sd=2.4))
 TASKS = dict(multiclass='mini/label', multilabel='mini/target', tokens='mini/rationale', regression='mini_mhs/score')
 WIDTH, LENGTH = 6, 7
-quick = hsettings(max_examples=25, deadline=None)
+quick = hsettings(max_examples=8, deadline=None)
 
 # every registered loss, with options that change what it does
 CASES = [('cross_entropy', {}), ('cross_entropy', dict(balance=1., smoothing=.1)), ('cross_entropy', dict(votes=True, balance=.5)),
