@@ -4,11 +4,15 @@ import hashlib, http.server, json, random, shutil, threading
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
 from hatenb import corpora as C
 from hatenb.core import HatenbError
 from hatenb.corpora import LABELS, TARGETS, Corpus, RemoteFile, load_corpus
+
+# how long an example takes says nothing on a busy machine
+hypothesis_settings.register_profile('untimed', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile('untimed')
 
 
 # --- bad input: HateXplain's format ---
@@ -280,7 +284,7 @@ def test_fleiss_kappa_of_a_worked_example():
 
 # --- the split by comment ---
 
-@hypothesis_settings(max_examples=20, deadline=None)
+@hypothesis_settings(max_examples=20)
 @given(st.randoms(use_true_random=False), st.integers(0, 3))
 def test_split_is_independent_of_the_order_of_rows(tmp_path_factory, rng, seed):
     folder = tmp_path_factory.mktemp('mhs')
