@@ -34,7 +34,7 @@ def copied(neural, tmp_path):
 
 # ---- configurations
 
-OTHER = dict(tasks=('mini/label', 'mini/rationale'), method='bottleneck', options=dict(r=3), encoder='other', quantization='nf4', dtype='bfloat16', max_length=64,
+OTHER = dict(tasks=('mini/label', 'mini/rationale'), method='frozen', options=dict(r=3), encoder='other', quantization='nf4', dtype='bfloat16', max_length=64,
              heads=dict(label=dict(hidden=[8])), balancing='fixed', balancing_options=dict(normalise_steps=3), limit=10, seed=1)
 OTHER_TRAIN = dict(epochs=5, batch_size=7, max_positions=99, lr=.1, head_lr=.2, weight_decay=.3, schedule='cosine', warmup=.5, head_warmup=3, clip=2., temperature=3.,
                    steps=4, checkpoint_steps=9, patience=2, smallest_step={'mini/label.macro_f1': .1}, compile=True)
