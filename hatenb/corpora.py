@@ -175,6 +175,12 @@ def _dataset(rows, features):
     return Dataset(pa.table([pa.array([r[k] for r in rows], schema.field(k).type) for k in features], schema=schema))
 
 # %% ../nbs/01_corpora.ipynb #78ec315f
+def _even(p):
+    "The post with its rationales as long as its words"
+    try: n = len(p['post_tokens']); return p | dict(rationales=[(r+[0]*n)[:n] for r in p['rationales']])
+    except (KeyError, TypeError): return p          # wrong in another way: found later
+
+# %% ../nbs/01_corpora.ipynb #f3d40b97
 def read_hatexplain(
     folder:Path, # with dataset.json and post_id_divisions.json
 ) -> DatasetDict:
@@ -182,6 +188,7 @@ def read_hatexplain(
     file,split_file = folder/'dataset.json',folder/'post_id_divisions.json'
     with gc_paused():
         posts = _object(file)
+        if '24439295_gab' in posts: posts['24439295_gab'] = _even(posts['24439295_gab'])
         splits = _split_ids(_object(split_file), posts, split_file)
         rows = {s: [] for s in ('train','validation','test','undecided')}
         for i in (*splits, *(i for i in posts if i not in splits)):
@@ -394,11 +401,13 @@ def corpus_checksum(name:str) -> str:
 # %% ../nbs/01_corpora.ipynb #f4b86455
 _hatexplain = 'https://raw.githubusercontent.com/hate-alert/HateXplain/01d742279dac941981f53806154481c0e15ee686/Data/'
 add_corpus(Corpus('hatexplain', 'HateXplain', 'hatexplain', (
-    RemoteFile('dataset.json', _hatexplain+'dataset.json', 'git:741bc082c38f4f8ee45cebdc868b3768e3901089'),
+    RemoteFile('dataset.json', _hatexplain+'dataset.json', 'sha256:63bb3340fee0ec469b09690d04cb68f7c187787dd8b83807f071892c084967fb', 12256170),
     RemoteFile('post_id_divisions.json', _hatexplain+'post_id_divisions.json', 'sha256:c2fb0d89862e7897b11ea3e9380753f15a793482b4b70ad0532dfb1212212835', 591921)),
     read_hatexplain, 'MIT', 'https://github.com/hate-alert/HateXplain', 'arXiv 2012.10289'))
 add_corpus(Corpus('mhs', 'Measuring Hate Speech', 'measuring_hate_speech', (
-    RemoteFile('measuring-hate-speech.parquet', 'https://huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech/resolve/main/measuring-hate-speech.parquet'),),
+    RemoteFile('measuring-hate-speech.parquet',
+               'https://huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech/resolve/5468f6e118396646b02a2f691e771f6b6d9502ea/measuring-hate-speech.parquet',
+               'sha256:6819525ce61bc24344df9fc3f7bf48270b31038273cc27c67fc225b51433b0e1', 14123673),),
     read_mhs, 'CC-BY-4.0', 'https://huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech', 'arXiv 2009.10277'))
 add_corpus(Corpus('mhs_share', 'Measuring Hate Speech, share of hate votes', 'measuring_hate_speech', (RemoteFile('comments.csv', ''),),
     read_mhs_share, 'CC-BY-4.0', 'https://huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech', 'arXiv 2009.10277'));
