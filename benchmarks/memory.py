@@ -13,4 +13,5 @@ if __name__ == '__main__':
     dtype = str(resolve_dtype('auto')).removeprefix('torch.')
     with tempfile.TemporaryDirectory() as folder:
         record = run(RunConfig(('label', 'target', 'rationale'), quantization=a.quantization, dtype=dtype, train=TrainConfig(epochs=1, batch_size=32)), folder)
-    keep('memory', dict(quantization=a.quantization, dtype=dtype, batch_size=32, peak_gib=peak_memory()/2**30, cost=record['cost']))
+    keep('memory', dict(quantization=a.quantization, dtype=dtype, batch_size=32, peak_gib=peak_memory()/2**30,
+                        **{k: record['cost'][k] for k in ('encoder_bytes', 'adapter_bytes', 'trainable_parameters', 'steps')}))
