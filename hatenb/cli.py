@@ -44,10 +44,11 @@ def _options(cls, skip=()):
     for f in dataclasses.fields(cls):
         if f.name in skip: continue
         json_field = f.default_factory is dict
-        default = None if f.default_factory is not dataclasses.MISSING else f.default
-        kind = str if json_field else Optional[{'patience': int, 'steps': int, 'limit': int}[f.name]] if default is None else type(default)
+        default = None if f.default_factory is not dataclasses.MISSING or f.default == () else f.default
+        kind = (list[str] if f.default == () else str if json_field else
+                {'patience': int, 'steps': int, 'limit': int}[f.name] if f.default is None else type(default))
         option = typer.Option(help='JSON, e.g. {"r": 8}' if json_field else None, show_default=not json_field)
-        out.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[Optional[kind] if json_field else kind, option]))
+        out.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[Optional[kind] if default is None else kind, option]))
     return out
 
 def _config(tasks, values):

@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/encoder.html.md"""
 
 # %% auto #0
 __all__ = ['quantizations', 'adapter_methods', 'ByteDropout', 'find_encoder', 'Encoder', 'load_encoder', 'StochasticDepth',
-           'method_options', 'count_parameters', 'tensor_digest']
+           'method_options', 'Composite', 'count_parameters', 'tensor_digest']
 
 # %% ../nbs/05_encoder.ipynb #da01f510
 import contextlib, hashlib, inspect, logging, re, warnings
@@ -38,6 +38,7 @@ def _hushed(logger:str, words:str) -> Iterator[None]:
 import adapters, peft, torch, bitsandbytes as bnb
 import huggingface_hub.constants as hub
 from adapters.composition import AdapterCompositionBlock, Stack
+from adapters.context import AdapterSetup
 from adapters.configuration import build_full_config
 from adapters.methods.modeling import Adapter
 from adapters.wrappers.interfaces import get_adapter_interface
@@ -150,6 +151,10 @@ class Encoder(nn.Module):
         self.backend = None              # the library that adds adapters: adapters or peft, once the first is added
         self._fixed:set[str] = set()     # keys of adapter tensors that never learn
         self._bare = False               # whether `activate` was told to use no adapter
+        self._in_use = None              # what `activate` was told last
+        self.composites:dict[str,Composite] = {}  # adapter → the object that made it, for those that a library does not make alone
+        self.fusing = None               # the fusion of ours that is in use
+        self.notes:dict = {}             # what was found out while adapters were made, for the record
         model.requires_grad_(False)
         self._settle()
 
@@ -167,10 +172,12 @@ class Encoder(nn.Module):
 def forward(self:Encoder,
     input_ids:Tensor,      # [B,L] int64
     attention_mask:Tensor, # [B,L] 1 = a token, 0 = padding
+    setup=None,            # a composition block of `adapters`, for this pass only (default: what was activated)
 ) -> Tensor: # [B,L,width] float32 (with `Parallel`: a batch for each adapter, one after the other)
     "The last hidden states, with the active adapters"
     hush = _hushed('adapters.model_mixin', 'none are activated') if self._bare else contextlib.nullcontext()
-    with hush, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+    using = contextlib.nullcontext() if setup is None else AdapterSetup(setup)
+    with hush, using, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
         states = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
     return states.float()
 
@@ -408,6 +415,7 @@ def method_options(
 ) -> dict:
     "All options of a method: the given ones over the defaults; raises `HatenbError` for an unknown one"
     known = {k: p.default for k,p in list(inspect.signature(adapter_methods[method]).parameters.items())[1:]}
+    if adapter_methods[method].backend == 'adapters': known['layers'] = None
     if unknown := [k for k in options if k not in known]:
         raise HatenbError(f'the method {method} has no option {unknown[0]!r}', 'adapter', f'It has: {", ".join(known) or "none"}.')
     return {**known, **options}
@@ -446,22 +454,51 @@ def _check_joined(self:Encoder, method:str):
                           f'encoder {self.name}', 'Use peft_lora, or another encoder.')
 
 # %% ../nbs/05_encoder.ipynb #79fa95b2
+class Composite:
+    "An adapter that is made of others, or that no library has"
+    weights,config = 'adapter.safetensors','adapter_config.json'  # files it is saved to
+    def install(self, encoder:Encoder, name:str): "Put it into the encoder"
+    def remove(self, encoder:Encoder, name:str): "Take it out again"
+    def owned(self, name:str) -> list[str]:
+        "By which names its tensors go in the model's state"
+        return [name]
+    def activate(self, encoder:Encoder, name:str):
+        "Make ready for use; returns what the library shall activate"
+    def library_config(self, encoder:Encoder, name:str) -> dict:
+        "The library's own configuration, if it has one"
+        return {}
+    def penalty(self, encoder:Encoder, name:str) -> Tensor|None: "What training adds to the loss, if anything"
+
+# %% ../nbs/05_encoder.ipynb #9d22edaa
+def _only_layers(config, layers:list[int], encoder:Encoder):
+    "The library's configuration, for some layers only"
+    n = encoder.model.config.num_hidden_layers
+    if wrong := [i for i in layers if not (isinstance(i, int) and 0 <= i < n)]:
+        raise HatenbError(f'the encoder has no layer {wrong[0]!r}', 'adapter, option layers', f'It has the layers 0 to {n-1}.')
+    if not hasattr(config, 'leave_out'): raise HatenbError('this method cannot leave out layers', 'adapter, option layers', 'Use lora or a bottleneck.')
+    return config.replace(leave_out=[i for i in range(n) if i not in layers])
+
 @patch
-def _add_config(self:Encoder, name:str, backend:str, config, stochastic_depth:float=0.):
+def _add_config(self:Encoder, name:str, backend:str, config, stochastic_depth:float=0., layers:list[int]|None=None):
     "Let the library add an adapter"
+    if backend == 'adapters' and self.backend is None: self._wrap()
+    if layers is not None: config = _only_layers(config, layers, self)
+    if isinstance(config, Composite):
+        self.composites[name] = config
+        return config.install(self, name)
     if backend == 'peft':
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', UserWarning)  # that there is another adapter
             peft.inject_adapter_in_model(config, self.model, name)
         self.backend = 'peft'
+        self.activate(self._in_use)              # peft puts a new adapter into use at once
     else:
-        if self.backend is None: self._wrap()
         self.model.add_adapter(name, config=config)
         if stochastic_depth:
             for m in self.model.modules():
                 if isinstance(m, Adapter) and m.name == name: m.DropPath = StochasticDepth(stochastic_depth)
 
-# %% ../nbs/05_encoder.ipynb #9d22edaa
+# %% ../nbs/05_encoder.ipynb #2576e55c
 @patch
 def add(self:Encoder,
     name:str,    # what the adapter shall be called
@@ -471,10 +508,10 @@ def add(self:Encoder,
     options,backend = method_options(method, **options),adapter_methods[method].backend
     self._check_add(name, method)
     learning = {id(p) for p in self.model.parameters() if p.requires_grad}
-    config = adapter_methods[method](self, **options)
+    config = adapter_methods[method](self, **{k: v for k,v in options.items() if k != 'layers'})
     self.methods[name] = dict(method=method, options=options)
     if backend:
-        try: self._add_config(name, backend, config, options.get('stochastic_depth', 0.))
+        try: self._add_config(name, backend, config, options.get('stochastic_depth', 0.), options.get('layers'))
         except (ValueError,TypeError,RuntimeError,ArithmeticError,AssertionError,AttributeError,ImportError,KeyError) as e:
             self.remove(name)
             raise HatenbError(f'{backend} cannot add {method} to this encoder: {e}', f'adapter {name}', 'Change the options, or the method.') from e
@@ -485,7 +522,7 @@ def add(self:Encoder,
     for p in self.model.parameters(): p.requires_grad_(id(p) in learning)
 
 # %% ../nbs/05_encoder.ipynb #f505ca55
-_places = r'(?:^|\.)(?:adapters|loras|refts|prefix_tunings|prefix_gates|shared_parameters)'  # where `adapters` keeps adapters by name
+_places = r'(?:^|\.)(?:adapters|loras|refts|prefix_tunings|prefix_gates|shared_parameters|adapter_fusion_layer|fusions)'  # where adapters are kept by name (the last: by us)
 
 @patch
 def _check_names(self:Encoder, names):
@@ -499,7 +536,9 @@ def _owns(self:Encoder, name:str) -> Callable[[str],bool]:
     method = self.methods[name]['method']
     if method in ('full','frozen'): return lambda key: method == 'full'
     places = r'\.lora_\w+' if self.backend == 'peft' else _places
-    return lambda key: re.search(rf'{places}\.{re.escape(name)}(\.|$)', key) is not None
+    names = self.composites[name].owned(name) if name in self.composites else [name]
+    pattern = re.compile(rf'{places}\.(?:{"|".join(map(re.escape, names))})(\.|$)')
+    return lambda key: pattern.search(key) is not None
 
 @patch
 def adapter_parameters(self:Encoder, name:str) -> dict[str,Tensor]:
@@ -518,6 +557,8 @@ def remove(self:Encoder,
         raise HatenbError('full fine-tuning cannot be taken out again', f'adapter {name}', 'Load the encoder again.')
     self._fixed -= set(self.adapter_parameters(name)) if self.backend else set()
     del self.methods[name]
+    if name in _names(self._in_use): self._in_use = None
+    if name in self.composites: return self.composites.pop(name).remove(self, name)
     if self.backend == 'adapters' and name in self.model.adapters_config: self.model.delete_adapter(name)
     if self.backend == 'peft':
         self.model.peft_config.pop(name, None)
@@ -537,6 +578,8 @@ def activate(self:Encoder,
     setup): # an adapter, a list of them (stacked), a composition block of `adapters`, or None
     "Choose the adapters that `forward` uses; what learns stays as it is"
     self._check_names(_names(setup))
+    self._in_use,self.fusing = setup,None
+    if isinstance(setup, str) and setup in self.composites: setup = self.composites[setup].activate(self, setup)
     names = [n for n in _names(setup) if adapter_methods[self.methods[n]['method']].backend]
     self._bare = not names
     if self.backend == 'peft':
@@ -591,6 +634,7 @@ def tensor_digest(
 def _library_format(self:Encoder, name:str) -> tuple[dict,dict,str]:
     "An adapter as its library writes it: tensors, configuration, name of the weights' file"
     tensors = self.adapter_parameters(name)
+    if name in self.composites: return tensors, self.composites[name].library_config(self, name), self.composites[name].weights
     if not adapter_methods[self.methods[name]['method']].backend: return tensors, {}, 'model.safetensors'
     if self.backend == 'peft':
         tensors = {f'base_model.model.{k}': v for k,v in peft.get_peft_model_state_dict(self.model, adapter_name=name).items()}
@@ -611,13 +655,14 @@ def save(self:Encoder,
     weights = Path(folder)/file
     with whole_file(weights) as tmp: save_file({k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, tmp, metadata={'format': 'pt'})
     ours = dict(self.methods[name], name=name, width=self.width, model_type=self.model.config.model_type, weights=file, sha256=file_sha256(weights))
-    write_json(Path(folder)/'adapter_config.json', dict(config, hatenb=ours))
+    file = self.composites[name].config if name in self.composites else Composite.config
+    write_json(Path(folder)/file, dict(config, hatenb=ours))
     return Path(folder)
 
 # %% ../nbs/05_encoder.ipynb #7558fe1c
 def _read_adapter(folder:Path) -> tuple[dict,dict[str,Tensor]]:
     "Our part of a saved adapter's configuration, and its tensors"
-    file = folder/'adapter_config.json'
+    file = next((f for f in sorted(folder.glob('adapter*_config.json'))), folder/Composite.config)
     ours = read_json(file)
     ours = ours.get('hatenb') if isinstance(ours, dict) else None
     keys = dict(method=str, options=dict, name=str, width=int, model_type=str, weights=str, sha256=str)

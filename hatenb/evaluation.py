@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/evaluation.html.md"""
 # %% auto #0
 __all__ = ['metrics', 'main_metric', 'Statistic', 'Metric', 'resamples', 'mean_of', 'f1_of', 'Ranks', 'auc_of', 'correlation_of',
            'rank_correlation_of', 'spans', 'top', 'iou_hits', 'rationale_table', 'word_probabilities', 'check',
-           'evaluate', 'main_metrics', 'save_predictions', 'load_predictions', 'with_gold']
+           'evaluate', 'main_metrics', 'save_predictions', 'load_predictions', 'with_gold', 'join_predictions']
 
 # %% ../nbs/09_evaluation.ipynb #233e8639
 from dataclasses import dataclass
@@ -366,3 +366,26 @@ def with_gold(
             raise HatenbError(f'{len(missing)} posts are not in the corpus', f'{corpus}, {", ".join(missing[:5])}', 'Use the corpus that the predictions were made on.')
         parts.append(t.merge(gold, on='id', how='left', validate='one_to_one'))
     return pd.concat(parts, ignore_index=True)
+
+# %% ../nbs/09_evaluation.ipynb #0ddfc411
+def join_predictions(
+    tables:list[pd.DataFrame], # of the same posts
+) -> pd.DataFrame:
+    "One table with the columns of all; where several have a column, each fills in what is NaN in the others"
+    first,*others = [t.set_index(['corpus','id']) for t in tables]
+    out = first.copy()
+    for t in others:
+        _refuse(first.reset_index(), 'not all of the tables have the post', ~first.index.isin(t.index), 'Join predictions of the same split and corpora.')
+        _refuse(t.reset_index(), 'not all of the tables have the post', ~t.index.isin(first.index), 'Join predictions of the same split and corpora.')
+        t = t.loc[first.index]
+        for c in t:
+            if c not in out: out[c] = t[c]
+            elif c in _given.values(): out[c] = [_fill(a, b, c, p) for a,b,p in zip(out[c], t[c], out.index)]
+    return out.reset_index()
+
+def _fill(a, b, column, post):
+    if a is None or b is None: return b if a is None else a
+    a,b = np.asarray(a),np.asarray(b)
+    if a.shape != b.shape or not (np.isnan(a) | np.isnan(b)).all():
+        raise HatenbError(f'two of the tables answer {column}', '/'.join(post), 'Join runs of different tasks, or of different parts of the targets.')
+    return np.where(np.isnan(a), b, a)

@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/training.html.md"""
 
 # %% auto #0
 __all__ = ['schedules', 'Model', 'TrainConfig', 'rate', 'make_optimizer', 'micro_batches', 'add_up', 'Progress', 'Trainer',
-           'predict']
+           'predict', 'fill']
 
 # %% ../nbs/06_training.ipynb #86ae307e
 import dataclasses, json, math, time
@@ -48,6 +48,11 @@ class Model(nn.Module):
     def forward(self, batch:dict[str,dict]) -> dict[str,torch.Tensor]:
         "Task → logits, for the tasks whose corpus is in the batch"
         return {key: self.heads[key](s, batch[self.heads[key].task.corpus]) for key,s in self.states(batch).items()}
+
+    def penalty(self) -> torch.Tensor|None:
+        "What adapters made of others add to the loss, whatever the posts"
+        each = [p for name,c in self.encoder.composites.items() if (p := c.penalty(self.encoder, name)) is not None]
+        return sum(each) if each else None
 
     def trainable(self) -> dict[str,nn.Parameter]:
         "Name → parameter, for all that is learned"
@@ -210,6 +215,7 @@ def step(self:Trainer, rows:dict[str,np.ndarray]) -> dict[str,float]:
         vector = loss_vector(self.losses, self.model(micro), micro, totals)
         if vector: self.balancer.backward(vector, shared)
         for n,v in vector.items(): losses[n] = losses.get(n, 0) + v.detach()
+    if (penalty := self.model.penalty()) is not None: (penalty/a.num_processes).backward()
     losses = add_up(a, list(self.params.values()), losses, self.names)
     norm = nn.utils.clip_grad_norm_(self.params.values(), c.clip)
     if not all(math.isfinite(v) for v in (*losses.values(), float(norm))): self._not_finite(losses, norm, rows)
@@ -347,10 +353,19 @@ def predict(
     work = [(c, rows) for c,p in posts.items() for rows in sorted_batches(p, batch_size)]
     for c,rows in progress(work[i::n], 'predicting', leave=False):
         batch = {c: {k: v.to(device) for k,v in collate(posts, {c: rows})[c].items()}}
-        columns = {k: v for key,logits in model(batch).items() for k,v in model.heads[key].predict(logits, batch[c]).items()}
+        columns = {}
+        for key,logits in model(batch).items():
+            for k,v in model.heads[key].predict(logits, batch[c]).items(): columns[k] = fill(columns[k], v) if k in columns else v
         out.append((c, rows, columns))
     if n > 1: out = gather_object(out)
     return pd.concat([_table(p, [(rows, cols) for c2,rows,cols in out if c2 == c]) for c,p in posts.items()], ignore_index=True)
+
+def fill(
+    values, # arrays, one a post; NaN where a head has no output
+    more,   # of another head
+):
+    "The answers of several heads that share a column, as if one head had given them"
+    return [np.where(np.isnan(a), b, a) for a,b in zip(values, more)]
 
 def _table(posts, parts):
     golds = [k for k in gold_columns if k in posts.ds.column_names]

@@ -42,7 +42,7 @@ BASE = RunConfig(('mini/label', 'mini/target'))
 
 
 def test_every_field_is_tried():
-    assert set(OTHER) == {f.name for f in dataclasses.fields(RunConfig)}-{'train'} and set(OTHER_TRAIN) == {f.name for f in dataclasses.fields(TrainConfig)}
+    assert set(OTHER) == {f.name for f in dataclasses.fields(RunConfig)}-{'train', 'sources'} and set(OTHER_TRAIN) == {f.name for f in dataclasses.fields(TrainConfig)}
 
 
 @pytest.mark.parametrize('field', [*OTHER, *(f'train.{k}' for k in OTHER_TRAIN)])
@@ -53,6 +53,16 @@ def test_the_id_changes_with_every_field_and_comes_back_through_json(field):
     assert config.id != BASE.id
     again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config and again.id == config.id
+
+
+def test_sources_change_the_id_and_come_back():
+    source = dict(tasks=['mini/label'], train=dict(epochs=2))
+    config = RunConfig(('mini/label', 'mini/target'), 'join', sources=(source, 'runs/other'))
+    again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and again.id == config.id
+    assert config.sources[0] == source                      # the shortest form: defaults spelled out change nothing
+    assert dataclasses.replace(config, sources=({**source, 'seed': 0}, 'runs/other')).id == config.id
+    assert dataclasses.replace(config, sources=({**source, 'seed': 1}, 'runs/other')).id != config.id
 
 
 def test_all_fields_at_once_come_back():
