@@ -34,7 +34,7 @@ check: dev
 	@git diff --exit-code --stat -- hatenb nbs || (echo 'nbdev-export or nbdev-clean changed these files: run `make check` and commit them' && exit 1)
 
 lab: dev
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: dev
 	$(BIN)/nbdev-docs
