@@ -18,28 +18,29 @@ def source(seed: int) -> dict[str, Update]:
     return {f'{i}.{k}': Update(factor(m*WIDTH, RANK), factor(RANK, n*WIDTH)) for i in range(LAYERS) for k, (m, n) in MATRICES.items()}
 
 
-def timed(f):
-    start = time.perf_counter()
+def timed(f) -> tuple[dict, object]:
+    "Seconds that passed, and seconds of the processor (what a quiet machine would take, with one thread)"
+    wall, cpu = time.perf_counter(), time.process_time()
     out = f()
-    return time.perf_counter()-start, out
+    return dict(seconds=round(time.perf_counter()-wall, 3), cpu_seconds=round(time.process_time()-cpu, 3)), out
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--repeats', type=int, default=2)
-    parser.add_argument('--threads', type=int, default=1)
-    a = parser.parse_args()
-    torch.set_num_threads(a.threads)
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    torch.set_num_threads(1)
     sources = [source(s) for s in range(SOURCES)]
-    def best(f): return min(timed(f)[0] for _ in range(a.repeats))
-    seconds = {r: dict(exact_or_rank_64=best(lambda: merge_updates(sources, r)), rank_16=best(lambda: merge_updates(sources, r, rank=RANK))) for r in merge_rules}
-    dense = {k: merge_updates([{k: s[k]} for s in sources], 'ties', rank=2*WIDTH)[k].dense() for k in ('0.query', '0.intermediate')}
+    cost = {}
+    for rule in (*ON_FACTORS, *(r for r in merge_rules if r not in ON_FACTORS)):
+        cost[rule] = {'default rank': timed(lambda: merge_updates(sources, rule))[0]}
+        if rule in ON_FACTORS: cost[rule][f'rank {RANK}'] = timed(lambda: merge_updates(sources, rule, rank=RANK))[0]
     cuts = {}
-    for k, x in dense.items():
-        full, svd = timed(lambda: torch.linalg.svd(x.double(), full_matrices=False))
-        ours, cut = timed(lambda: truncate(x, RANK))
-        left = x.double() - cut.dense().double()
-        cuts[k] = dict(shape=list(x.shape), full_svd_seconds=full, seconds=ours, error_over_smallest_possible=float(left.norm()/svd[1][RANK:].norm()-1))
-    keep('merging', dict(sources=SOURCES, rank=RANK, layers=LAYERS, width=WIDTH, matrices=len(sources[0]), seconds=seconds, on_factors=list(ON_FACTORS),
-                         slowest_on_factors=max(max(seconds[r].values()) for r in ON_FACTORS), cutting_a_dense_matrix=cuts,
-                         interference_seconds=best(lambda: interference(dict(enumerate(sources[:2]))))))
+    for k in ('0.query', '0.intermediate'):
+        dense = merge_rules['ties']([s[k] for s in sources], [1.]*SOURCES)
+        full, svd = timed(lambda: torch.linalg.svd(dense.double(), full_matrices=False))
+        ours, cut = timed(lambda: truncate(dense, RANK))
+        left = dense.double() - cut.dense().double()
+        cuts[k] = dict(shape=list(dense.shape), full_svd=full, ours=ours, error_over_the_smallest_possible=float(left.norm()/svd[1][RANK:].norm()-1))
+    pairs = timed(lambda: interference(dict(enumerate(sources[:2]))))[0]
+    keep('merging', dict(sources=SOURCES, rank=RANK, layers=LAYERS, width=WIDTH, matrices=len(sources[0]), threads=1, cost=cost, on_factors=list(ON_FACTORS),
+                         slowest_on_factors_cpu_seconds=max(t['cpu_seconds'] for r in ON_FACTORS for t in cost[r].values()),
+                         cutting_a_dense_matrix=cuts, interference_of_two_sources=pairs))

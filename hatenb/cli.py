@@ -96,13 +96,14 @@ _take_options(_run, _run_options() if sys.argv[1:2] == ['run'] else [])
 def study(
     path:Annotated[Path, typer.Argument(help='a study file, e.g. studies/first.toml')],
     publish:Annotated[Optional[Path], typer.Option(help='copy records and predictions here, e.g. results/first')]=None,
+    records_only:Annotated[bool, typer.Option(help='publish without predictions, which take much more room')]=False,
 ):
     "Run what a study is missing, go on with what was cut off, and print its table"
     from hatenb.reports import results_text
     from hatenb.studies import Study, publish as publish_records, run_study
     records = run_study(Study.load(path))
     print(results_text(records))
-    if publish: print(f'published {len(publish_records(records, publish))} records to {publish}')
+    if publish: print(f'published {len(publish_records(records, publish, not records_only))} records to {publish}')
 
 # %% ../nbs/13_cli.ipynb #2a8b1a8f
 @app.command()

@@ -116,7 +116,7 @@ def trim(
     k = round(density*x.numel())
     if k == x.numel(): return x
     out,flat = torch.zeros(x.numel(), dtype=x.dtype),x.flatten()
-    at = flat.abs().topk(k).indices
+    at = flat.abs().topk(k, sorted=False).indices
     out[at] = flat[at]
     return out.view_as(x)
 
@@ -255,7 +255,7 @@ def _check_weights(weights, n, rule):
 def _at_layer(layer, sources):
     "The sources' updates of one layer, zero where a source has none"
     there = next(s[layer] for s in sources if layer in s)
-    updates = [s[layer] if layer in s else there*0. for s in sources]
+    updates = [s[layer] if layer in s else Update(there.B[:,:0], there.A[:0]) for s in sources]
     if any(u.shape != there.shape for u in updates): raise HatenbError('the layer has different shapes in the sources', layer, 'Merge adapters of one encoder.')
     if not all(t.isfinite().all() for u in updates for t in (u.B, u.A)): raise HatenbError('a source has a weight that is not finite', layer, 'Train it again.')
     return updates
@@ -306,7 +306,7 @@ def lora_updates(
 ) -> dict[str,Update]:
     "Path of a layer → its update, on the CPU; raises `HatenbError` for an adapter that is not a plain LoRA"
     with torch.no_grad():
-        return {k: Update((s*B.double()).float().cpu(), A.detach().float().cpu().clone()) for k,(B,A,s) in _lora_parameters(encoder, name).items()}
+        return {k: Update((s*B.cpu().double()).float(), A.cpu().float().clone()) for k,(B,A,s) in _lora_parameters(encoder, name).items()}
 
 # %% ../nbs/07_merging.ipynb #bf3d8d6d
 def add_lora(
@@ -411,7 +411,7 @@ def subspace_overlap(a:Update, b:Update) -> float:
 def _large(x, top):
     "Which entries are among the largest share `top`"
     out = torch.zeros(x.numel(), dtype=torch.bool)
-    out[x.flatten().abs().topk(max(1, round(top*x.numel()))).indices] = True
+    out[x.flatten().abs().topk(max(1, round(top*x.numel())), sorted=False).indices] = True
     return out.view_as(x)
 
 def sign_conflicts(

@@ -441,6 +441,7 @@ def results_folder() -> Path:
 def publish(
     records:list[dict],   # as `run_study` returns them
     folder:str|Path,      # e.g. results/first
+    predictions:bool=True,# those too, which take much more room than the records
 ) -> list[Path]:
     "Copy records and predictions (without gold) to `folder`, one folder a run"
     out = []
@@ -448,7 +449,7 @@ def publish(
         name = RunConfig.from_dict(r['config']).id
         to = Path(folder)/name
         write_json(to/'record.json', {k: v for k,v in r.items() if k != 'folder'} | {'id': name})
-        for f in sorted(Path(r['folder'], 'predictions').glob('*.parquet')):
+        for f in sorted(Path(r['folder'], 'predictions').glob('*.parquet')) if predictions else ():
             t = load_predictions(f)
             save_predictions(t.drop(columns=[c for c in gold_columns if c in t]), to/'predictions'/f.name)
         out.append(to)

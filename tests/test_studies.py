@@ -240,6 +240,8 @@ def test_published_records_leave_the_gold_to_the_corpora(neural, tmp_path):
     assert len(read_records(tmp_path/'results')) == 2
     publish(runs, tmp_path/'results')                                    # again: the same
     assert len(read_records(tmp_path/'results')) == 2
+    publish(runs, tmp_path/'records', predictions=False)
+    assert len(read_records(tmp_path/'records')) == 2 and not list((tmp_path/'records').rglob('*.parquet'))
 
 
 @pytest.mark.parametrize('file', ['heads.safetensors', 'adapters', 'record.json'])
