@@ -173,13 +173,29 @@ def forward(self:Encoder,
     input_ids:Tensor,      # [B,L] int64
     attention_mask:Tensor, # [B,L] 1 = a token, 0 = padding
     setup=None,            # a composition block of `adapters`, for this pass only (default: what was activated)
-) -> Tensor: # [B,L,width] float32 (with `Parallel`: a batch for each adapter, one after the other)
+    parting=None,          # (layer, rows [N], setup): from that layer on, these rows of the batch go on, under that setup
+) -> Tensor: # [B,L,width] float32 ([N,L,width] after a parting; with `Parallel`, a batch for each adapter, one after the other)
     "The last hidden states, with the active adapters"
-    hush = _hushed('adapters.model_mixin', 'none are activated') if self._bare else contextlib.nullcontext()
-    using = contextlib.nullcontext() if setup is None else AdapterSetup(setup)
-    with hush, using, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+    with contextlib.ExitStack() as stack:
+        if self._bare: stack.enter_context(_hushed('adapters.model_mixin', 'none are activated'))
+        if setup is not None: stack.enter_context(AdapterSetup(setup))
+        if parting is not None: self._part(stack, len(input_ids), *parting)
+        stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16))
         states = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
     return states.float()
+
+# %% ../nbs/05_encoder.ipynb #c5328ab6
+@patch
+def _part(self:Encoder, stack, n, layer, rows, setup):
+    "Let a pass over `n` posts part at `layer`, for as long as `stack` is open"
+    def _rows(x): return x[rows] if isinstance(x, Tensor) and len(x) == n and x.dim() > 1 else x
+    def _mask(module, args, kwargs): return (args[0], *map(_rows, args[1:])), {k: _rows(v) for k,v in kwargs.items()}
+    def _states(module, args, kwargs):
+        stack.enter_context(AdapterSetup(setup))
+        return (args[0][rows], *args[1:]), kwargs
+    for i,module in self.model.iter_layers():
+        if i == layer: stack.callback(module.register_forward_pre_hook(_states, with_kwargs=True).remove)
+        if i >= layer: stack.callback(module.register_forward_pre_hook(_mask, with_kwargs=True).remove)
 
 # %% ../nbs/05_encoder.ipynb #68159fa2
 def _load_failure(name, local, e):
@@ -467,6 +483,9 @@ class Composite:
     def library_config(self, encoder:Encoder, name:str) -> dict:
         "The library's own configuration, if it has one"
         return {}
+    def plain(self, encoder:Encoder, name:str) -> dict[str,tuple]:
+        "name → (the library's configuration, tensors) of adapters of the library that are equal to parts of it"
+        return {}
     def penalty(self, encoder:Encoder, name:str) -> Tensor|None: "What training adds to the loss, if anything"
 
 # %% ../nbs/05_encoder.ipynb #9d22edaa
@@ -631,6 +650,14 @@ def tensor_digest(
 
 # %% ../nbs/05_encoder.ipynb #fda47039
 @patch
+def _full_config(self:Encoder, name, config):
+    "The configuration file of `adapters`"
+    return build_full_config(config, self.model.config, name=name, model_name=self.name, model_class=type(self.model).__name__)
+
+def _write_tensors(tensors, path):
+    with whole_file(path) as tmp: save_file({k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, tmp, metadata={'format': 'pt'})
+
+@patch
 def _library_format(self:Encoder, name:str) -> tuple[dict,dict,str]:
     "An adapter as its library writes it: tensors, configuration, name of the weights' file"
     tensors = self.adapter_parameters(name)
@@ -640,8 +667,7 @@ def _library_format(self:Encoder, name:str) -> tuple[dict,dict,str]:
         tensors = {f'base_model.model.{k}': v for k,v in peft.get_peft_model_state_dict(self.model, adapter_name=name).items()}
         config = {k: sorted(v) if isinstance(v, set) else v for k,v in self.model.peft_config[name].to_dict().items()}
         return tensors, dict(config, base_model_name_or_path=self.name, inference_mode=True), 'adapter_model.safetensors'
-    config = build_full_config(self.model.adapters_config.get(name), self.model.config, name=name, model_name=self.name,
-                               model_class=type(self.model).__name__)
+    config = self._full_config(name, self.model.adapters_config.get(name))
     return tensors, config, 'adapter.safetensors'
 
 @patch
@@ -653,10 +679,13 @@ def save(self:Encoder,
     self._check_names([name])
     tensors,config,file = self._library_format(name)
     weights = Path(folder)/file
-    with whole_file(weights) as tmp: save_file({k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, tmp, metadata={'format': 'pt'})
+    _write_tensors(tensors, weights)
     ours = dict(self.methods[name], name=name, width=self.width, model_type=self.model.config.model_type, weights=file, sha256=file_sha256(weights))
     file = self.composites[name].config if name in self.composites else Composite.config
     write_json(Path(folder)/file, dict(config, hatenb=ours))
+    for part,(config,tensors) in (self.composites[name].plain(self, name) if name in self.composites else {}).items():
+        _write_tensors(tensors, Path(folder)/part/'adapter.safetensors')
+        write_json(Path(folder)/part/'adapter_config.json', self._full_config(part, config))
     return Path(folder)
 
 # %% ../nbs/05_encoder.ipynb #7558fe1c

@@ -289,7 +289,7 @@ def _train(config, folder, device, accelerator, sources):
     tables = {split: predict(model, posts[split], accelerator=accelerator) for split in ('validation','test')}
     predicting = time.perf_counter()-start
     if accelerator.is_main_process: save_model(model, folder)
-    weights = [f.stat().st_size for f in (folder/'adapters').rglob('*.safetensors')]
+    weights = [f.stat().st_size for f in (folder/'adapters').glob('*/*.safetensors')]
     cost = dict(train_seconds=p.seconds, train_posts=p.posts, posts_per_second=p.posts/p.seconds if p.seconds else None,
                 predict_posts_per_second=sum(map(len, tables.values()))/predicting, steps=p.step, peak_memory_bytes=peak_memory(device),
                 encoder_bytes=model.encoder.memory()['encoder_bytes'], adapter_bytes=sum(weights),

@@ -196,6 +196,7 @@ class Trainer:
         self.optimizer,self.scheduler = make_optimizer(model, self.balancer, config, self.total)
         self.params = model.trainable() | {f'balancer.{k}': p for k,p in self.balancer.named_parameters()}
         self.progress = Progress()
+        if config.compile and getattr(model, 'below', None): raise HatenbError('torch.compile does not see where the tasks part', 'train, compile', 'Leave it out for branch.')
         if config.compile: model.encoder.model.compile(dynamic=True)
 
 # %% ../nbs/06_training.ipynb #4ec958f7
