@@ -12,7 +12,7 @@ __all__ = ['sharings', 'RoutedModel', 'FullMatrix', 'MixedLoRA', 'MultiTaskLoRA'
 # %% ../nbs/08_composing.ipynb #5251d699
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 # %% ../nbs/08_composing.ipynb #761bb3bb
 import adapters, numpy as np, pandas as pd, torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .batches import Posts, collate, sorted_batches
 from .core import HatenbError, Registry
 from .encoder import Composite, Encoder, adapter_methods
-from .merging import bottlenecks, interference, lora_updates, merge_adapters, short_layer
+from .merging import bottlenecks, interference, lora_updates, merge_adapters, search_weights, short_layer
 from .training import Model
 
 # %% ../nbs/08_composing.ipynb #a24189c4
@@ -289,6 +289,9 @@ class Sharing:
     def use(self, encoder:Encoder) -> dict[str,Any]|None:
         "Activate, choose what learns; task → route, if they have their own"
         raise NotImplementedError
+    def choose(self, model:Model,
+        score:Callable[[],float]): # how well the model does on validation posts
+        "Settle what is left open, before anything learns"
     @property
     def trains(self) -> bool:
         "Whether anything is trained at all, heads included"
@@ -322,13 +325,31 @@ class Merged(Sharing):
     sources = 'needed'
     def setup(self,
         rule:str='average',           # a merging rule
-        weights:list[float]|None=None,# of the sources (default: equal)
+        weights:list[float]|str|None=None, # of the sources (default: equal), or 'search': the best on validation posts
+        tries:int=20,                 # of the search
         rank:int|None=None,           # of the result (default: exact, or the sum of the ranks)
         learn:str='nothing',          # afterwards: nothing, heads, all
         rule_options:dict|None=None):
-        self.rule,self.weights,self.rank,self.learn,self.rule_options = rule,weights,rank,_check_learn(learn),rule_options or {}
+        if isinstance(weights, str) and weights != 'search': raise HatenbError(f'nothing is called {weights!r}', 'options, weights', 'Give a list of numbers, or search.')
+        self.rule,self.weights,self.tries,self.rank,self.learn,self.rule_options = rule,weights,tries,rank,_check_learn(learn),rule_options or {}
     def build(self, encoder, sources):
-        merge_adapters(encoder, list(sources), 'shared', self.rule, self.weights, self.rank, **self.rule_options)
+        if self.weights == 'search': return self._merge(encoder, list(sources), None)
+        self._merge(encoder, list(sources), self.weights)
+        self._leave(encoder, list(sources))
+    def choose(self, model, score):
+        if self.weights != 'search': return
+        encoder,sources = model.encoder,[n for n in model.encoder.methods if n != 'shared']
+        def _score(weights):
+            encoder.remove('shared'); self._merge(encoder, sources, weights); self.use(encoder)
+            return score()
+        tries = search_weights(_score, len(sources), self.tries)
+        best = max(tries, key=lambda t: t['score'])
+        encoder.remove('shared'); self._merge(encoder, sources, best['weights']); self.use(encoder)
+        encoder.notes['search'] = dict(sources=sources, best=best, tries=tries)
+        self._leave(encoder, sources)
+    def _merge(self, encoder, sources, weights): merge_adapters(encoder, sources, 'shared', self.rule, weights, self.rank, **self.rule_options)
+    def _leave(self, encoder, sources):
+        "Note how the sources stand to each other and to the merge, and take them out"
         if encoder.methods['shared']['method'] not in bottlenecks:
             table = interference({s: lora_updates(encoder, s) for s in sources}, lora_updates(encoder, 'shared'))
             encoder.notes['interference'] = [{k: round(v, 4) if isinstance(v, float) else v for k,v in row.items() if v == v} for row in table.to_dict('records')]

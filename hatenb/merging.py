@@ -8,12 +8,13 @@ Docs: https://hatenb.github.io/hatenb/merging.html.md"""
 __all__ = ['merge_rules', 'bottlenecks', 'Update', 'concatenate', 'svd_of', 'truncate', 'average', 'task_arithmetic', 'trim',
            'drop', 'elected_mean', 'magnitude_prune', 'ties', 'dare_linear', 'dare_ties', 'align', 'knots',
            'nearest_orthogonal', 'tsvm', 'iso_c', 'check_rule', 'merge_updates', 'lora_updates', 'add_lora',
-           'merge_adapters', 'inner', 'cosine', 'distance', 'subspace_overlap', 'sign_conflicts', 'interference',
-           'short_layer', 'interference_figure', 'truncation_errors']
+           'merge_adapters', 'search_weights', 'inner', 'cosine', 'distance', 'subspace_overlap', 'sign_conflicts',
+           'interference', 'short_layer', 'interference_figure', 'truncation_errors']
 
 # %% ../nbs/07_merging.ipynb #b15eeef0
 import inspect, itertools, math
 from dataclasses import dataclass
+from typing import Callable
 
 # %% ../nbs/07_merging.ipynb #d7b8d583
 from .core import HatenbError, Registry, derive_seed
@@ -381,6 +382,27 @@ def merge_adapters(
     sources = {n: lora_updates(encoder, n) for n in names}
     places = _joint_places([encoder.methods[n]['options'] for n in names], names)
     add_lora(encoder, into, merge_updates(sources, rule, weights, rank, **options), method, **places)
+
+# %% ../nbs/07_merging.ipynb #3e7454be
+def search_weights(
+    score:Callable[[list[float]],float], # what weights are worth
+    n:int,                               # sources
+    tries:int=20,                        # how often `score` is asked
+    factor:float=2.,                     # by which a weight changes at first
+) -> list[dict]: # weights and score of each try; the first are equal weights
+    "Try weights from equal ones on; deterministic"
+    best,seen = [1.]*n,{}
+    def _try(weights):
+        key = tuple(round(w, 6) for w in weights)
+        if key not in seen and len(seen) < tries: seen[key] = score(list(key))
+        return seen.get(key, -math.inf)
+    _try(best)
+    while len(seen) < tries and factor > 1.05:
+        moves = [[w*f if i == j else w for j,w in enumerate(best)] for i in range(n) for f in (factor, 1/factor)]
+        found = max(moves, key=_try)
+        if _try(found) > _try(best): best = found
+        else: factor = factor**.5
+    return [dict(weights=list(w), score=s) for w,s in seen.items()]
 
 # %% ../nbs/07_merging.ipynb #75f6bd32
 def inner(a:Update, b:Update) -> float:

@@ -281,9 +281,11 @@ def _train(config, folder, device, accelerator, sources):
     model = run_model(config, encoder, counted, sources)
     posts = {split: {c: Posts(d[split], c, encoder.tokenizer.pad_token_id) for c,d in corpora.items()} for split in ('train','validation','test')}
     validate = lambda: main_metrics(evaluate(predict(model, posts['validation'], accelerator=accelerator), n_boot=0))
+    sharing = make_sharing(config.method, config.tasks, config.options)
+    sharing.choose(model, lambda: float(np.mean(list(validate().values()))))
     names = [n for h in model.heads.values() for n in make_loss(h).names]
     trainer = Trainer(model, posts['train'], config.train, validate, balancers[config.balancing](names, **config.balancing_options), folder, config.seed, accelerator)
-    if make_sharing(config.method, config.tasks, config.options).trains: trainer.fit()
+    if sharing.trains: trainer.fit()
     p = trainer.progress
     start = time.perf_counter()
     tables = {split: predict(model, posts[split], accelerator=accelerator) for split in ('validation','test')}

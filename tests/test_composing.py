@@ -12,7 +12,7 @@ from hatenb.composing import adapter_name, make_sharing, shared_model
 from hatenb.core import HatenbError
 from hatenb.corpora import frequencies
 from hatenb.encoder import load_encoder, tensor_digest
-from hatenb.evaluation import evaluate, join_predictions, load_predictions
+from hatenb.evaluation import evaluate, join_predictions, load_predictions, main_metrics
 from hatenb.heads import Task, make_head, partitions
 from hatenb.studies import RunConfig, Study, load_run, run, run_corpora, run_encoder, run_model, source_folders
 from hatenb.training import TrainConfig, Trainer, predict
@@ -31,6 +31,7 @@ def config(method, of=None, tasks=TASKS, **more):
 
 RUNS = {
     'merge as it is': config('merge', 'lora'),
+    'merge, weights searched': config('merge', 'lora', options=dict(weights='search', tries=4, rank=2)),
     'merge, ties, truncated, trained on': config('merge', 'lora', options=dict(rule='ties', rank=2, learn='all', rule_options=dict(density=.5))),
     'merge of bottlenecks, heads trained': config('merge', 'seq_bn', options=dict(learn='heads')),
     'fuse lora': config('fuse', 'lora', options=dict(width=4)),
@@ -102,6 +103,18 @@ def test_training_leaves_the_rest_bit_identical(runs, name):
     assert changed <= learning
     if c.method == 'fuse': assert learning and all('fusion' in k for k in learning)
     if c.options.get('learn') != 'nothing': assert changed
+
+
+def test_searched_weights_are_the_best_that_were_tried(runs):
+    record = run(RUNS['merge, weights searched'], runs)
+    search, validation = record['search'], record['metrics']['validation']
+    assert len(search['tries']) == 4 and search['tries'][0]['weights'] == [1, 1, 1]
+    assert search['best']['score'] == max(t['score'] for t in search['tries'])
+    assert search['best']['score'] == pytest.approx(np.mean(list(main_metrics(validation).values())))   # what is kept is what was scored
+    given = config('merge', 'lora', options=dict(weights=search['best']['weights'], rank=2))
+    for task, values in run(given, runs)['metrics']['test'].items():
+        for m, v in values.items():
+            if isinstance(v, dict) and 'value' in v: assert v['value'] == record['metrics']['test'][task][m]['value']
 
 
 def test_a_merge_leaves_sources_and_encoder_bit_identical(runs):
