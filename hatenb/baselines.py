@@ -131,6 +131,7 @@ def baseline_tables(
     "Predictions of the validation and the test split, as a neural run leaves them"
     if any(t.part for t in tasks) and len({t.name for t in tasks}) < len(tasks):
         raise HatenbError('a baseline takes the parts of a task one run each', ' '.join(t.key for t in tasks), 'Give each part a run of its own.')
+    if lacking := [t.key for t in tasks if t.kind == 'language']: raise HatenbError('the baselines guess no words', lacking[0], 'Use an encoder.')
     out = {}
     for split in ('validation','test'):
         out[split] = {c: ds[split].select_columns(['id', *(g for g in gold_columns if g in ds[split].column_names)]).to_pandas() for c,ds in corpora.items()}

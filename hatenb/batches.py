@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/batches.html.md"""
 # %% auto #0
 __all__ = ['align', 'words_to_tokens', 'tokens_to_words', 'encode', 'encoded_corpus', 'truncation', 'Ragged', 'Posts', 'take',
            'Sampling', 'draws', 'shares', 'epoch_batches', 'padding_share', 'round_up', 'collate', 'part',
-           'sorted_batches']
+           'sorted_batches', 'mask_tokens']
 
 # %% ../nbs/02_batches.ipynb #8e3ee0b8
 import json, os, shutil
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np, pyarrow as pa, torch
 import datasets
 from datasets import Dataset, DatasetDict
+from transformers import DataCollatorForLanguageModeling
 
 # %% ../nbs/02_batches.ipynb #0f4a17e2
 from .core import HatenbError, derive_seed, digest, quiet, settings
@@ -299,3 +300,17 @@ def sorted_batches(
     "Rows in batches of like lengths, each post once, the longest first: if the memory is too small, that shows at once"
     order = np.argsort(-posts.lengths, kind='stable')
     return [order[i:i+batch_size] for i in range(0, len(order), batch_size)]
+
+# %% ../nbs/02_batches.ipynb #254e7c98
+def mask_tokens(
+    batch:dict[str,torch.Tensor], # a corpus' tensors, see `take`
+    tokenizer,
+    share:float,                  # of the sub-tokens that are hidden
+    *seed,                        # seed and place, see `derive_seed`
+) -> dict[str,torch.Tensor]:
+    "The tensors with some sub-tokens hidden, and `masked` [B, L]: what stood there, −100 everywhere else"
+    if tokenizer.mask_token is None: raise HatenbError('the tokenizer has no mask', 'task text', 'Choose an encoder that was trained with one, such as a BERT.')
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
+    collator.generator = torch.Generator().manual_seed(derive_seed(*seed))
+    ids,masked = collator.torch_mask_tokens(batch['input_ids'].cpu().clone(), batch['token_word'].cpu() < 0)
+    return {**batch, 'input_ids': ids.to(batch['input_ids'].device), 'masked': masked.to(batch['input_ids'].device)}

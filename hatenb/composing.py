@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/composing.html.md"""
 # %% auto #0
 __all__ = ['sharings', 'RoutedModel', 'FullMatrix', 'MixedLoRA', 'MultiTaskLoRA', 'BottleneckFusion', 'LayerFusion', 'LoRAFusion',
            'fusion_attention', 'attention_figure', 'adapter_name', 'Sharing', 'Single', 'make_sharing', 'Merged',
-           'Fused', 'Parallel', 'Branch', 'SharedLoRA', 'shared_model']
+           'Fused', 'Parallel', 'Branch', 'SharedLoRA', 'Stacked', 'shared_model']
 
 # %% ../nbs/08_composing.ipynb #5251d699
 import inspect
@@ -417,6 +417,21 @@ class SharedLoRA(Sharing):
     def use(self, encoder):
         encoder.activate('shared'); encoder.train_only('shared')
         return {t: f'shared:{adapter_name(t)}' for t in self.tasks}
+
+# %% ../nbs/08_composing.ipynb #a6f35fb5
+@sharings.register('stack')
+class Stacked(Sharing):
+    "A new bottleneck adapter on top of those of finished runs, which stay as they are"
+    sources = 'needed'
+    def setup(self,
+        adapter:str='seq_bn',          # its method, a bottleneck
+        adapter_options:dict|None=None):
+        self.adapter,self.adapter_options = adapter,adapter_options or {}
+    def build(self, encoder, sources):
+        if wrong := [m for m in (self.adapter, *(encoder.methods[s]['method'] for s in sources)) if m not in bottlenecks]:
+            raise HatenbError(f'adapters of the method {wrong[0]} cannot be stacked', 'sources, or options, adapter', f'Use {", ".join(bottlenecks)}.')
+        encoder.add('shared', self.adapter, **self.adapter_options)
+    def use(self, encoder): encoder.activate(list(encoder.methods)); encoder.train_only('shared')
 
 # %% ../nbs/08_composing.ipynb #9358de14
 def shared_model(

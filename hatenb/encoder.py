@@ -48,7 +48,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BitsAndBytesConfig
 from .core import HatenbError, encoder_path, Registry, file_sha256, read_json, whole_file, write_json
 
 # %% ../nbs/05_encoder.ipynb #ea2a6278
@@ -196,6 +196,22 @@ def _part(self:Encoder, stack, n, layer, rows, setup):
     for i,module in self.model.iter_layers():
         if i == layer: stack.callback(module.register_forward_pre_hook(_states, with_kwargs=True).remove)
         if i >= layer: stack.callback(module.register_forward_pre_hook(_mask, with_kwargs=True).remove)
+
+# %% ../nbs/05_encoder.ipynb #2cc9dccd
+@patch
+def language_head(self:Encoder) -> dict[str,Tensor]|None:
+    "The masked-language head of the encoder's checkpoint as weights for `LanguageHead`; none if it has none that is of BERT's form"
+    place,local = find_encoder(self.name)
+    try:
+        with _hushed('transformers.modeling_utils', 'Some weights of'), torch.random.fork_rng(devices=[]):
+            model,info = AutoModelForMaskedLM.from_pretrained(place, local_files_only=local, use_safetensors=True, output_loading_info=True)
+    except ValueError: return None                           # no such model for this kind of encoder
+    out,size = model.get_output_embeddings(), self.model.get_input_embeddings().weight.shape
+    own = [m for k,m in model.named_modules() if not k.startswith(model.base_model_prefix)]
+    dense,norm = ([m for m in own if isinstance(m, kind) and m is not out] for kind in (nn.Linear,nn.LayerNorm))
+    missing = [k for k in info['missing_keys'] if not k.startswith(model.base_model_prefix)]
+    if missing or len(dense) != 1 or len(norm) != 1 or out.weight.shape != size or model.config.hidden_act != 'gelu': return None
+    return {'net.0.weight': dense[0].weight, 'net.0.bias': dense[0].bias, 'net.2.weight': norm[0].weight, 'net.2.bias': norm[0].bias, 'bias': out.bias}
 
 # %% ../nbs/05_encoder.ipynb #68159fa2
 def _load_failure(name, local, e):

@@ -51,10 +51,11 @@ _metrics = dict(
     regression=[('mse', 'MSE', 'mean squared error', _ours, False), ('rmse', 'RMSE', 'its square root, in the unit of the score', _ours, False), ('r2', 'R²', 'share of the variance explained', _ours),
         ('pearson', 'Pearson r', 'linear correlation', _ours), ('spearman', 'Spearman ρ', 'rank correlation', _ours),
         ('f1_above_half', 'F1 > ½', 'F1 of score > 0.5, the published line of hate speech; only for the Rasch score', 'Kennedy et al. 2020'),
-        ('auc_score_gt_0', 'AUC score > 0', 'how well the prediction orders comments by the sign of their true score, where that is known', _ours)])
+        ('auc_score_gt_0', 'AUC score > 0', 'how well the prediction orders comments by the sign of their true score, where that is known', _ours)],
+    language=[('hidden_accuracy', 'accuracy', 'share of the hidden sub-tokens that were guessed', 'Devlin et al. 2019'), ('perplexity', 'perplexity', 'e to the mean cross-entropy of the hidden sub-tokens', 'Devlin et al. 2019', False)])
 metrics = {kind: {m[0]: Metric(*m) for m in ms} for kind,ms in _metrics.items()}
-main_metric = dict(multiclass='macro_f1', multilabel='macro_f1', tokens='token_f1', regression='pearson')
-_kinds = dict(label='multiclass', target='multilabel', rationale='tokens', score='regression')
+main_metric = dict(multiclass='macro_f1', multilabel='macro_f1', tokens='token_f1', regression='pearson', language='hidden_accuracy')
+_kinds = dict(label='multiclass', target='multilabel', rationale='tokens', score='regression', text='language')
 
 # %% ../nbs/09_evaluation.ipynb #c538891d
 def resamples(
@@ -262,9 +263,14 @@ def _score_statistics(t):
         out['auc_score_gt_0'] = lambda W: auc_of(sign == 1, p)(W*(sign >= 0))
     return out, {}, {}
 
+# %% ../nbs/09_evaluation.ipynb #6e4a471c
+def _text_statistics(t):
+    n,right,likelihood = (t[f'text_{k}'].to_numpy(np.float64) for k in ('hidden','right','log_likelihood'))
+    return dict(hidden_accuracy=lambda W: _divide(W @ right, W @ n), perplexity=lambda W: np.exp(-_divide(W @ likelihood, W @ n))), {}, {}
+
 # %% ../nbs/09_evaluation.ipynb #d8430cd6
-_statistics = dict(label=_label_statistics, target=_target_statistics, rationale=_rationale_statistics, score=_score_statistics)
-_given = dict(label='label_prob', target='target_prob', rationale='rationale_token_prob', score='score_pred')
+_statistics = dict(label=_label_statistics, target=_target_statistics, rationale=_rationale_statistics, score=_score_statistics, text=_text_statistics)
+_given = dict(label='label_prob', target='target_prob', rationale='rationale_token_prob', score='score_pred', text='text_log_likelihood')
 
 def _refuse(table, what, bad, remedy='Predict again.'):
     ids = [f'{c}/{i}' for c,i in zip(table['corpus'][bad], table['id'][bad])]
@@ -286,6 +292,7 @@ def _check_column(t, task, column):
     def _no(what, wrong, *others, remedy='Predict again.'):
         _refuse(t, what, np.array([bool(wrong(*v)) for v in zip(*(t[c] for c in (column, *others)))]), remedy)
     if task == 'score': return _no('the score is not a finite number', lambda v: not np.isfinite(v))
+    if task == 'text': return _no('the log-likelihood is not a finite number of at most 0', lambda v: not -np.inf < v <= 0)
     if width := dict(label=len(LABELS), target=len(TARGETS)).get(task): _no(f'{column} does not have {width} entries', lambda v: len(v) != width)
     _no(f'{column} is not between 0 and 1', lambda v: (np.asarray(v) < 0).any() or (np.asarray(v) > 1+1e-6).any())
     asked = ~np.isnan(np.stack(t[column])).all(0) if task == 'target' else slice(None)     # a community may be NaN in all posts, not in some

@@ -6,7 +6,8 @@ Docs: https://hatenb.github.io/hatenb/heads.html.md"""
 
 # %% auto #0
 __all__ = ['questions', 'poolings', 'heads', 'Question', 'Task', 'partition', 'partitions', 'HeadConfig', 'pool_first',
-           'pool_mean', 'mlp', 'Head', 'MulticlassHead', 'MultilabelHead', 'TokensHead', 'RegressionHead', 'make_head']
+           'pool_mean', 'mlp', 'Head', 'MulticlassHead', 'MultilabelHead', 'TokensHead', 'RegressionHead',
+           'LanguageHead', 'make_head']
 
 # %% ../nbs/03_heads.ipynb #43855dba
 import dataclasses
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 
 # %% ../nbs/03_heads.ipynb #de0958e4
 import numpy as np, torch
+import torch.nn.functional as F
 from torch import nn
 
 # %% ../nbs/03_heads.ipynb #6411467d
@@ -34,6 +36,7 @@ questions['label'] = Question('multiclass', 'label', LABELS, 'hatexplain')
 questions['target'] = Question('multilabel', 'target', TARGETS, 'hatexplain')
 questions['rationale'] = Question('tokens', 'rationale_any', ('rationale',), 'hatexplain')
 questions['score'] = Question('regression', 'score', ('score',), 'mhs')
+questions['text'] = Question('language', 'words', ('text',), 'hatexplain')   # what hidden sub-tokens were
 
 # %% ../nbs/03_heads.ipynb #cf65505b
 @dataclass(frozen=True)
@@ -212,6 +215,36 @@ class RegressionHead(Head):
     loss = 'squared'
     def counted(self, frequencies): return dict(mean=frequencies['score']['mean'], sd=frequencies['score']['sd'])
     def predict(self, logits, batch): return {f'{self.task.name}_pred': list((self.mean+self.sd*logits.float().squeeze(-1)).cpu().numpy())}
+
+# %% ../nbs/03_heads.ipynb #057578db
+@heads.register('language')
+class LanguageHead(Head):
+    "What each hidden sub-token was (Devlin et al. 2019, arXiv 1810.04805)"
+    loss = 'masked_cross_entropy'
+    def __init__(self, task, config, width, frequencies):
+        nn.Module.__init__(self)
+        self.task,self.config,self.width = task,config,width
+        self.share = config.loss_options.get('share', .15)   # of the sub-tokens that are hidden
+
+    def tie(self, encoder):
+        "Take the encoder's embeddings, and the head of its checkpoint if that has one"
+        table = encoder.model.get_input_embeddings()
+        size,d = table.weight.shape
+        self.embeddings = [table]                            # in a list: not a module of the head
+        self.net = nn.Sequential(nn.Linear(self.width, d), nn.GELU(), nn.LayerNorm(d, getattr(encoder.model.config, 'layer_norm_eps', 1e-5)))
+        self.bias = nn.Parameter(torch.zeros(size))
+        if (known := encoder.language_head()): self.load_state_dict(known)
+
+    def forward(self, states, batch):
+        "[hidden sub-tokens, vocabulary] logits"
+        w = self.embeddings[0].weight
+        return F.linear(self.net(states.float()[batch['masked'] >= 0]).to(w.dtype), w).float() + self.bias
+    def predict(self, logits, batch):
+        at = batch['masked'] >= 0
+        gold,n = batch['masked'][at],at.sum(1).tolist()
+        said = logits.log_softmax(-1).gather(1, gold[:,None])[:,0], (logits.argmax(-1) == gold).float()
+        likelihood,right = ([float(x.sum()) for x in v.cpu().split(n)] for v in said)
+        return {'text_hidden': n, 'text_right': right, 'text_log_likelihood': likelihood}
 
 # %% ../nbs/03_heads.ipynb #20fd2e06
 def make_head(

@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/losses.html.md"""
 
 # %% auto #0
 __all__ = ['losses', 'balancers', 'Loss', 'make_loss', 'CrossEntropy', 'Binary', 'Focal', 'TokenBinary', 'Squared', 'Huber',
-           'loss_vector', 'loss_weights', 'Balancer', 'Equal', 'Fixed']
+           'MaskedCrossEntropy', 'loss_vector', 'loss_weights', 'Balancer', 'Equal', 'Fixed']
 
 # %% ../nbs/04_losses.ipynb #4de230af
 import torch
@@ -131,6 +131,15 @@ class Huber(Squared):
     "Huber loss in standard deviations of the training split"
     def setup(self, delta:float=1.): self.delta = delta   # where it turns linear
     def sums(self, logits, batch): return F.huber_loss(logits.squeeze(-1), self._z(batch), delta=self.delta, reduction='sum').reshape(1)
+
+# %% ../nbs/04_losses.ipynb #b3f83518
+@losses.register('masked_cross_entropy', kinds=('language',))
+class MaskedCrossEntropy(Loss):
+    "Cross-entropy over the hidden sub-tokens"
+    def setup(self, share:float=.15): pass    # of the sub-tokens that are hidden: read by the head
+    def _gold(self, batch): return batch['masked'][batch['masked'] >= 0]
+    def weights(self, batch): return torch.tensor([float(len(self._gold(batch)))])
+    def sums(self, logits, batch): return F.cross_entropy(logits, self._gold(batch), reduction='sum').reshape(1)
 
 # %% ../nbs/04_losses.ipynb #a1b5ad30
 def loss_vector(

@@ -22,7 +22,7 @@ from .evaluation import Metric, metrics
 from .heads import Task, questions
 
 # %% ../nbs/12_reports.ipynb #8af1675f
-shown = dict(multiclass=('accuracy','macro_f1','auroc'), multilabel=('macro_f1','micro_f1'), tokens=('token_f1','iou_f1','auprc'), regression=('rmse','pearson'))
+shown = dict(multiclass=('accuracy','macro_f1','auroc'), multilabel=('macro_f1','micro_f1'), tokens=('token_f1','iou_f1','auprc'), regression=('rmse','pearson'), language=('hidden_accuracy','perplexity'))
 
 def metric_of(task:str, name:str) -> Metric:
     "The definition of a metric of a task, e.g. `hatexplain/label`, `macro_f1`"
@@ -33,11 +33,11 @@ def method_name(config:dict) -> str:
     method,o = config['method'],config.get('options', {})
     if method not in _ways: return method + ('' if method in ('majority','tfidf') else ', multi-task' if len(config['tasks']) > 1 else ', single task')
     of = sorted({s['method'] if isinstance(s, dict) and 'method' in s else 'lora' for s in config.get('sources', ()) if not isinstance(s, str)} | {o[k] for k in ('adapter',) if k in o})
-    how = [o.get('rule', 'average')] if method == 'merge' else [o.get('variant', 'static')] if method == 'fuse' else []
+    how = [o.get('rule', 'average'), *(['weights searched'] if o.get('weights') == 'search' else [])] if method == 'merge' else [o.get('variant', 'static')] if method == 'fuse' else []
     then = {'heads': ['heads trained'], 'all': ['trained on']}.get(o.get('learn'), []) if config.get('sources') else []
     return ', '.join([f'{method} of {"+".join(of)}' if of else method, *how, *([f'rank {o["rank"]}'] if o.get('rank') else []), *then])
 
-_ways = 'merge','fuse','parallel','branch','mtl_lora','join'
+_ways = 'merge','fuse','parallel','branch','mtl_lora','stack','join'
 
 def tasks_name(tasks:list[str]) -> str:
     "A run's tasks in few words: names, and how many parts of a task there are"

@@ -61,6 +61,8 @@ class RunConfig:
         if self.method not in (*baselines, *sharings, 'join'): adapter_methods[self.method]
         self._check_sources()
         balancers[self.balancing]
+        if mixed := [t for t in self.tasks if Task.parse(t).kind == 'language' and sum(Task.parse(u).corpus == Task.parse(t).corpus for u in self.tasks) > 1]:
+            raise HatenbError('a task whose words are hidden cannot share its posts with others', mixed[0], 'Give it a run of its own, and stack other tasks on its adapter.')
         if unknown := set(self.heads)-{Task.parse(t).name for t in self.tasks}:
             raise HatenbError(f'there is no head {sorted(unknown)[0]!r} in this run', 'heads', f'It has the tasks {" ".join(self.tasks)}.')
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 # %% ../nbs/06_training.ipynb #31ec7469
-from .batches import Posts, Sampling, collate, epoch_batches, part, round_up, sorted_batches
+from .batches import Posts, Sampling, collate, epoch_batches, mask_tokens, part, round_up, sorted_batches
 from .corpora import gold_columns
 from .core import HatenbError, Registry, progress, seed_everything, whole_file
 from .encoder import Encoder
@@ -37,7 +37,14 @@ class Model(nn.Module):
         encoder:Encoder,
         heads:list[Head]):
         super().__init__()
+        for h in heads:
+            if h.task.kind == 'language': h.tie(encoder)
         self.encoder,self.heads = encoder,nn.ModuleDict({h.task.key: h for h in heads})
+
+    def prepare(self, batch:dict[str,dict], *seed) -> dict[str,dict]:
+        "The batch as the tasks want it: with sub-tokens hidden for those that guess them"
+        hides = {h.task.corpus: h.share for h in self.heads.values() if h.task.kind == 'language'}
+        return {c: mask_tokens(t, self.encoder.tokenizer, hides[c], *seed, c) if c in hides else t for c,t in batch.items()}
 
     def states(self, batch:dict[str,dict]) -> dict[str,torch.Tensor]:
         "Task → states [B, L, d] of the posts of its corpus, from one encoder pass over all corpora"
@@ -133,7 +140,7 @@ def _trim(batch):
     if width >= full: return batch
     return {c: {k: v[:,:width] if v.dim() == 2 and k in _by_position else v for k,v in t.items()} for c,t in batch.items()}
 
-_by_position = 'input_ids','attention_mask','token_word','rationale_any','rationale_majority','rationale_mean'
+_by_position = 'input_ids','attention_mask','token_word','rationale_any','rationale_majority','rationale_mean','masked'
 
 # %% ../nbs/06_training.ipynb #44f313e3
 def add_up(
@@ -208,7 +215,7 @@ def step(self:Trainer, rows:dict[str,np.ndarray]) -> dict[str,float]:
     "One optimiser step on the posts of `rows`; returns the losses"
     a,c = self.accelerator,self.config
     seed_everything(self.seed, 'step', self.progress.step, a.process_index)
-    whole = {k: {n: v.to(self.device) for n,v in t.items()} for k,t in collate(self.posts, rows).items()}
+    whole = self.model.prepare({k: {n: v.to(self.device) for n,v in t.items()} for k,t in collate(self.posts, rows).items()}, self.seed, 'step', self.progress.step)
     totals = loss_weights(self.losses, whole)
     mine,losses = part(whole, a.process_index, a.num_processes),{}
     shared = list(self.model.encoder.trainable().values())
@@ -353,7 +360,7 @@ def predict(
     out = []
     work = [(c, rows) for c,p in posts.items() for rows in sorted_batches(p, batch_size)]
     for c,rows in progress(work[i::n], 'predicting', leave=False):
-        batch = {c: {k: v.to(device) for k,v in collate(posts, {c: rows})[c].items()}}
+        batch = model.prepare({c: {k: v.to(device) for k,v in collate(posts, {c: rows})[c].items()}}, 'predict', int(rows[0]))
         columns = {}
         for key,logits in model(batch).items():
             for k,v in model.heads[key].predict(logits, batch[c]).items(): columns[k] = fill(columns[k], v) if k in columns else v
