@@ -31,7 +31,7 @@ from .core import (HatenbError, digest, progress, provenance, read_json, resolve
 from .corpora import corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import evaluate, join_predictions, load_predictions, main_metrics, save_predictions
-from .heads import HeadConfig, Task, make_head
+from .heads import HeadConfig, Task, make_head, task_keys
 from .losses import balancers, make_loss
 from .training import Model, TrainConfig, Trainer, predict
 
@@ -55,7 +55,7 @@ class RunConfig:
     sources: tuple = ()                  # runs that it is made of: folders (or a glob, or ids), or configurations
 
     def __post_init__(self):
-        object.__setattr__(self, 'tasks', tuple(Task.parse(t).key for t in self.tasks))
+        object.__setattr__(self, 'tasks', tuple(task_keys(*self.tasks)))
         if not self.tasks: raise HatenbError('a run needs a task', 'tasks', 'For example: label.')
         if len(set(self.tasks)) < len(self.tasks): raise HatenbError('a task is named twice', ' '.join(self.tasks), 'Name each once.')
         if self.method not in (*baselines, *sharings, 'join'): adapter_methods[self.method]
@@ -384,7 +384,7 @@ def _expand_run(base, r):
     "The configurations that one `[[runs]]` stands for; `sources` given as a table are runs of their own, by default one for each task"
     for c in expand(_merge(base, {k: v for k,v in r.items() if k != 'sources'})):
         sources = r.get('sources')
-        if isinstance(sources, dict): sources = expand(_merge(base, {'tasks': [[t] for t in c['tasks']], **sources}))
+        if isinstance(sources, dict): sources = expand(_merge(base, {'tasks': [[t] for t in task_keys(*c['tasks'])], **sources}))
         yield {**c, 'sources': sources} if sources else c
 
 def _merge(a, b):

@@ -14,7 +14,7 @@ from hatenb.corpora import frequencies
 from hatenb.encoder import load_encoder, tensor_digest
 from hatenb.evaluation import evaluate, join_predictions, load_predictions, main_metrics
 from hatenb.heads import Task, make_head, partitions
-from hatenb.studies import RunConfig, Study, load_run, run, run_corpora, run_encoder, run_model, source_folders
+from hatenb.studies import RunConfig, Study, load_run, run, run_corpora, run_encoder, run_model, run_study, source_folders
 from hatenb.training import TrainConfig, Trainer, predict
 
 TASKS = 'mini/label', 'mini/target', 'mini/rationale'
@@ -187,6 +187,18 @@ def test_joined_predictions_score_as_if_one_model_had_made_them(runs):
         parts.append(part.sample(frac=1, random_state=1))
     joined = join_predictions(parts).set_index('id').loc[t.id].reset_index()
     assert evaluate(joined, n_boot=50) == evaluate(t, n_boot=50)
+
+
+@pytest.mark.parametrize('parts', [['mini/target:*/2'], ['mini/target:*/11'], partitions('mini/target', 3, frequencies=list(range(11)))])
+def test_one_study_cuts_merges_fuses_and_joins(tmp_path, parts):
+    base = dict(limit=16, train=dict(epochs=1, batch_size=16), options=dict(r=2))
+    runs = [dict(tasks=parts, method=m, sources=dict(method='lora'), options=o) for m, o in (('join', {}), ('merge', {}), ('fuse', dict(width=2)))]
+    records = run_study(Study.from_dict(dict(name='parts', base={**base, 'options': {}}, runs=[{**r, 'sources': dict(r['sources'], options=dict(r=2))} for r in runs])), tmp_path)
+    for r in records:
+        of = r['metrics']['test']['mini/target']
+        assert len(of['confusion']) == 11 and of['macro_f1']['value'] is not None
+        assert of['macro_f1']['value'] == pytest.approx(np.mean([of[k]['value'] for k in of if k.startswith('f1.')]))
+    assert len({s for r in records for s in r['sources']}) == len(records[0]['config']['tasks'])
 
 
 @pytest.mark.parametrize('method,options', [('merge', {}), ('fuse', dict(width=4)), ('parallel', dict(learn='nothing')), ('join', {})])
