@@ -48,8 +48,8 @@ def seconds(f):
 
 if __name__ == '__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('--posts', type=int, default=512, help='posts of the training split')
-    a.add_argument('--rounds', type=int, default=5)
+    a.add_argument('--posts', type=int, default=128, help='posts of the training split')
+    a.add_argument('--rounds', type=int, default=3)
     a = a.parse_args()
     tokenizer = load_encoder('minilm').tokenizer
     train = encoded_corpus('hatexplain', tokenizer)['train']

@@ -295,7 +295,7 @@ def part(
 # %% ../nbs/02_batches.ipynb #b6a297c4
 def sorted_batches(
     posts:Posts,
-    batch_size:int=64,
+    batch_size:int=32,
 ) -> list[np.ndarray]:
     "Rows in batches of like lengths, each post once, the longest first: if the memory is too small, that shows at once"
     order = np.argsort(-posts.lengths, kind='stable')

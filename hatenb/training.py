@@ -350,7 +350,7 @@ def fit(self:Trainer) -> list[dict]:
 def predict(
     model:Model,
     posts:dict[str,Posts],      # corpus → posts
-    batch_size:int=64,
+    batch_size:int=32,
     accelerator:Accelerator|None=None, # shares the batches among its processes
 ) -> pd.DataFrame:
     "One row a post, in the corpora's order: corpus, id, gold, and the columns of each head"
