@@ -1,5 +1,5 @@
 "Runs made of runs, and tasks with adapters of their own: what they leave alone, that they load again, and what is refused"
-import json, shutil, subprocess, sys
+import dataclasses, json, shutil, subprocess, sys
 
 import adapters
 import numpy as np
@@ -40,6 +40,7 @@ RUNS = {
     'parallel, finished ones': config('parallel', 'lora', options=dict(learn='nothing')),
     'parallel, new ones, two corpora': config('parallel', tasks=('mini/label', 'mini_mhs/score'), options=dict(adapter='seq_bn')),
     'branch': config('branch', options=dict(layer=4, adapter_options=dict(r=2))),
+    'stack': config('stack', 'seq_bn', tasks=('mini/label',), options=dict(adapter_options=dict(reduction_factor=48))),
     'mtl_lora': config('mtl_lora', options=dict(r=2, up_projections=2)),
     'fuse lora on nf4': config('fuse', 'lora', quantization='nf4', options=dict(width=4)),
 }
@@ -89,9 +90,10 @@ def test_another_process_predicts_the_same(runs):
     same_table(load_predictions(out), load_predictions(runs/c.id/'predictions'/'test.parquet'))
 
 
-@pytest.mark.parametrize('name', [n for n, c in RUNS.items() if c.method != 'merge'])
-def test_training_leaves_the_rest_bit_identical(runs, name):
-    c = RUNS[name]
+@pytest.mark.parametrize('quantization', ['none', 'nf4', 'int8'])
+@pytest.mark.parametrize('name', [n for n, c in RUNS.items() if c.quantization == 'none' and c.options.get('weights') != 'search'])
+def test_training_leaves_the_rest_bit_identical(runs, name, quantization):
+    c = dataclasses.replace(RUNS[name], quantization=quantization)
     encoder = run_encoder(c, 'cpu', source_folders(c, runs))
     corpora = run_corpora(c, encoder.tokenizer)
     model = run_model(c, encoder, {k: frequencies(d['train']) for k, d in corpora.items()}, source_folders(c, runs))
@@ -102,7 +104,7 @@ def test_training_leaves_the_rest_bit_identical(runs, name):
     changed = {k for k, v in encoder.tensors().items() if tensor_digest({k: v}) != before[k]}
     assert changed <= learning
     if c.method == 'fuse': assert learning and all('fusion' in k for k in learning)
-    if c.options.get('learn') != 'nothing': assert changed
+    assert bool(changed) == bool(learning) and bool(learning) == (c.options.get('learn', 'nothing' if c.method == 'merge' else 'all') == 'all')
 
 
 def test_searched_weights_are_the_best_that_were_tried(runs):
