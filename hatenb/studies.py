@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 
 # %% ../nbs/10_studies.ipynb #34a5b9f9
+from .balancing import balancers
 from .baselines import baseline_tables, baselines
 from .batches import Posts, encoded_corpus, truncation
 from .composing import adapter_name, fusion_attention, make_sharing, shared_model, sharings
@@ -32,7 +33,7 @@ from .corpora import corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import evaluate, join_predictions, load_predictions, main_metrics, save_predictions
 from .heads import HeadConfig, Task, make_head, task_keys
-from .losses import balancers, make_loss
+from .losses import make_loss
 from .training import Model, TrainConfig, Trainer, predict
 
 # %% ../nbs/10_studies.ipynb #be25303b

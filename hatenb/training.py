@@ -23,12 +23,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 # %% ../nbs/06_training.ipynb #31ec7469
+from .balancing import Balancer, balancers
 from .batches import Posts, Sampling, collate, epoch_batches, mask_tokens, part, round_up, sorted_batches
 from .corpora import gold_columns
 from .core import HatenbError, Registry, progress, seed_everything, whole_file
 from .encoder import Encoder
 from .heads import Head
-from .losses import Balancer, balancers, loss_vector, loss_weights, make_loss
+from .losses import loss_vector, loss_weights, make_loss
 
 # %% ../nbs/06_training.ipynb #33297590
 class Model(nn.Module):
@@ -116,12 +117,12 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     "AdamW with a group for the heads, one for the adapters and one for a balancing rule that learns; and the scheduler over them"
     named = model.trainable()
-    groups = [(config.head_lr, 0, [p for k,p in named.items() if k.startswith('heads.')]),
-              (config.lr, config.head_warmup, [p for k,p in named.items() if k.startswith('encoder.')]),
-              (config.head_lr, 0, list(balancer.parameters()))]
-    groups = [g for g in groups if g[2]]
-    optimizer = torch.optim.AdamW([dict(params=p, lr=lr) for lr,_,p in groups], weight_decay=config.weight_decay)
-    factors = [lambda s, still=still: rate(s, total, config.schedule, config.warmup, still) for _,still,_ in groups]
+    groups = [(config.head_lr, config.weight_decay, 0, [p for k,p in named.items() if k.startswith('heads.')]),
+              (config.lr, config.weight_decay, config.head_warmup, [p for k,p in named.items() if k.startswith('encoder.')]),
+              (config.head_lr, 0., 0, list(balancer.parameters()))]      # a decay would draw a rule's parameters to 0, which means something
+    groups = [g for g in groups if g[3]]
+    optimizer = torch.optim.AdamW([dict(params=p, lr=lr, weight_decay=decay) for lr,decay,_,p in groups])
+    factors = [lambda s, still=still: rate(s, total, config.schedule, config.warmup, still) for *_,still,_ in groups]
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
 # %% ../nbs/06_training.ipynb #2f18b78e
@@ -148,14 +149,17 @@ def add_up(
     params:list[nn.Parameter],
     losses:dict[str,float|torch.Tensor], # this process' share of each loss
     names:list[str],                     # all entries of the loss vector
+    kept:dict[str,torch.Tensor]|None=None, # what else is to be added up, in place; the same names and shapes in all processes
 ) -> dict[str,float]:
     "Sum gradients and losses over the processes, in one call; returns the whole batch's losses"
     if accelerator.num_processes > 1:
         present = torch.tensor([p.grad is not None for p in params] + [n in losses for n in names], dtype=torch.float32)
         values = torch.tensor([float(losses.get(n, 0)) for n in names])
         grads = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in params]
-        flat = accelerator.reduce(torch.cat([x.float().to(accelerator.device) for x in (*grads, present, values)]), 'sum')
-        *grads,present,values = flat.split([g.numel() for g in grads] + [len(present), len(values)])
+        kept = list((kept or {}).values())
+        flat = accelerator.reduce(torch.cat([x.float().to(accelerator.device) for x in (*grads, *kept, present, values)]), 'sum')
+        *grads,present,values = flat.split([g.numel() for g in (*grads, *kept)] + [len(present), len(values)])
+        for k in reversed(kept): k.copy_(grads.pop())
         for p,g,there in zip(params, grads, present): p.grad = g.view_as(p).to(p.dtype) if there > 0 else None
         losses = {n: v for n,v,there in zip(names, values, present[len(params):]) if there > 0}
     return {n: float(v) for n,v in losses.items()}
@@ -213,23 +217,35 @@ from fastcore.basics import patch
 @patch
 def step(self:Trainer, rows:dict[str,np.ndarray]) -> dict[str,float]:
     "One optimiser step on the posts of `rows`; returns the losses"
-    a,c = self.accelerator,self.config
-    seed_everything(self.seed, 'step', self.progress.step, a.process_index)
-    whole = self.model.prepare({k: {n: v.to(self.device) for n,v in t.items()} for k,t in collate(self.posts, rows).items()}, self.seed, 'step', self.progress.step)
+    a,c,b,n = self.accelerator,self.config,self.balancer,self.progress.step
+    seed_everything(self.seed, 'step', n, a.process_index)
+    whole = self.model.prepare({k: {n: v.to(self.device) for n,v in t.items()} for k,t in collate(self.posts, rows).items()}, self.seed, 'step', n)
     totals = loss_weights(self.losses, whole)
-    mine,losses = part(whole, a.process_index, a.num_processes),{}
-    shared = list(self.model.encoder.trainable().values())
-    for micro in micro_batches(mine, c.max_positions):
+    micros,losses = micro_batches(part(whole, a.process_index, a.num_processes), c.max_positions),{}
+    shared = self.model.encoder.trainable()
+    b.before_step(n, shared, self._losses_of(micros, totals) if b.looks_ahead and (len(micros) > 1 or a.num_processes > 1) else None)
+    for micro in micros:
         vector = loss_vector(self.losses, self.model(micro), micro, totals)
-        if vector: self.balancer.backward(vector, shared)
-        for n,v in vector.items(): losses[n] = losses.get(n, 0) + v.detach()
+        if vector: b.backward(vector, shared)
+        for k,v in vector.items(): losses[k] = losses.get(k, 0) + v.detach()
     if (penalty := self.model.penalty()) is not None: (penalty/a.num_processes).backward()
-    losses = add_up(a, list(self.params.values()), losses, self.names)
-    norm = nn.utils.clip_grad_norm_(self.params.values(), c.clip)
+    losses = add_up(a, list(self.params.values()), losses, self.names, b.kept)
+    b.combine(losses, shared)
+    norm = nn.utils.clip_grad_norm_([p for k,p in self.params.items() if not k.startswith('balancer.')], c.clip)
     if not all(math.isfinite(v) for v in (*losses.values(), float(norm))): self._not_finite(losses, norm, rows)
     self.optimizer.step(); self.scheduler.step(); self.optimizer.zero_grad()
-    self.balancer.after_step(losses, self.progress.step)
+    b.after_step(losses, n, self._losses_of(micros, totals) if b.looks_after else None)
     return losses
+
+@patch
+def _losses_of(self:Trainer, micros, totals) -> dict[str,float]:
+    "The whole batch's losses with the weights as they are, under the dropout masks of this step"
+    losses = {}
+    with torch.no_grad(), torch.random.fork_rng(devices=[] if self.device.type == 'cpu' else [self.device]):
+        seed_everything(self.seed, 'step', self.progress.step, self.accelerator.process_index)
+        for micro in micros:
+            for k,v in loss_vector(self.losses, self.model(micro), micro, totals).items(): losses[k] = losses.get(k, 0) + v
+    return add_up(self.accelerator, [], losses, self.names)
 
 # %% ../nbs/06_training.ipynb #4db3488f
 @patch

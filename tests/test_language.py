@@ -71,6 +71,20 @@ def test_the_embeddings_are_neither_trained_nor_saved_with_the_head():
     assert not any(v.numel() == table.numel() for v in model.heads.state_dict().values())
 
 
+def test_gradients_do_not_depend_on_how_the_batch_is_cut():
+    encoder = load_encoder('minilm')
+    encoder.add('a', 'seq_bn', reduction_factor=48); encoder.activate('a'); encoder.train_only('a')
+    model, grads = text_model(encoder), []
+    for positions in (4096, 100):
+        trainer = Trainer(model, mini_posts(encoder), TrainConfig(batch_size=16, max_positions=positions, clip=1e9))
+        model.eval()
+        trainer.optimizer.step = trainer.optimizer.zero_grad = lambda: None
+        trainer.step({'mini': np.arange(16)})
+        grads.append({k: p.grad.clone() for k, p in trainer.params.items()})
+        for p in trainer.params.values(): p.grad = None
+    for k, g in grads[0].items(): torch.testing.assert_close(grads[1][k], g, rtol=1e-3, atol=1e-6, msg=k)
+
+
 def test_words_are_hidden_the_same_in_a_resumed_run(tmp_path):
     def trainer(folder, epochs):
         torch.manual_seed(0)

@@ -10,7 +10,8 @@ from hypothesis import given, settings as hsettings, strategies as st
 from hatenb.corpora import LABELS, TARGETS
 from hatenb.core import HatenbError
 from hatenb.heads import HeadConfig, Task, heads, make_head, partition, questions
-from hatenb.losses import Fixed, balancers, loss_vector, loss_weights, losses, make_loss
+from hatenb.balancing import Fixed, balancers
+from hatenb.losses import loss_vector, loss_weights, losses, make_loss
 
 FREQUENCIES = dict(label=[.4, .25, .35], target=[.2, .05, .02, .01, .01, .1, .15, .12, .03, .02, .08], score=dict(mean=-.6, sd=2.4))
 TASKS = dict(multiclass='mini/label', multilabel='mini/target', tokens='mini/rationale', regression='mini_mhs/score')
@@ -53,7 +54,7 @@ def logits_for(loss, n, seed=0, scale=3.):
 def rows(batch, which): return {k: v[which] for k, v in batch.items()}
 
 
-def test_every_loss_is_tested(): assert {n for n, _ in CASES} == set(losses)
+def test_every_loss_is_tested(): assert {n for n, _ in CASES} == set(losses)-{'masked_cross_entropy'}   # whose logits are not one a post: test_language.py
 
 
 @pytest.mark.parametrize('name,options', CASES, ids=ids)
@@ -264,7 +265,7 @@ def test_backward_gives_the_weighted_gradients():
 
 # ---- heads
 
-@pytest.mark.parametrize('kind', list(heads))
+@pytest.mark.parametrize('kind', [k for k in heads if k != 'language'])    # which is of one shape: test_language.py
 @pytest.mark.parametrize('hidden', [(), (5,), (8, 4, 3)])
 @pytest.mark.parametrize('pooling', ['mean', 'first'])
 def test_heads_of_every_shape(kind, hidden, pooling):

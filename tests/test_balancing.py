@@ -1,0 +1,188 @@
+"Balancing rules: agreement with TorchJD on the same losses and gradients, losses that are absent, and runs that are cut off and go on"
+import numpy as np
+import pytest
+import torch
+import torchjd.aggregation as jd_aggregation
+import torchjd.scalarization as jd
+
+from hatenb.balancing import balancers, last_layer, project
+from hatenb.batches import Posts
+from hatenb.corpora import frequencies
+from hatenb.studies import RunConfig, run_corpora, run_encoder, run_model
+from hatenb.training import TrainConfig, Trainer
+
+NAMES = ['a', 'b', 'c']
+
+
+def problem(seed=0, k=3):
+    "Shared weights, and losses of them that differ in size"
+    g = torch.Generator().manual_seed(seed)
+    w = torch.randn(6, generator=g).requires_grad_()
+    M, y = torch.randn(k, 4, 6, generator=g), torch.randn(k, 4, generator=g)
+    return w, lambda: {n: (10.**i)*(M[i] @ w-y[i]).square().mean() for i, n in enumerate(NAMES[:k])}
+
+
+def step(rule, losses, w, n=0):
+    "Gradients as a training step leaves them"
+    shared = {'layer.0.w': w}
+    w.grad = None
+    rule.before_step(n, shared)
+    now = losses()
+    rule.backward(now, shared)
+    now = {k: float(v.detach()) for k, v in now.items()}
+    rule.combine(now, shared)
+    return now
+
+
+def stacked(losses): return torch.stack(list(losses.values()))
+
+
+# ---- agreement with TorchJD
+
+def test_uncertainty_is_torchjds():
+    w, losses = problem()
+    ours, theirs = balancers['uncertainty'](NAMES), jd.UW(3)
+    with torch.no_grad(): ours.log_variance.copy_(torch.tensor([.3, -.5, 1.])); next(theirs.parameters()).copy_(ours.log_variance)
+    step(ours, losses, w)
+    mine, s = w.grad.clone(), ours.log_variance.grad.clone()
+    w.grad = None
+    theirs(stacked(losses())).backward()
+    torch.testing.assert_close(mine, w.grad)
+    torch.testing.assert_close(s, next(theirs.parameters()).grad)
+
+
+def test_dynamic_weights_are_torchjds():
+    ours, theirs = balancers['dwa'](NAMES), jd.DWA(temperature=2.)
+    rng = np.random.default_rng(0)
+    for epoch in range(5):
+        values = torch.tensor(rng.uniform(.1, 3, (4, 3)), dtype=torch.float32)
+        for v in values:
+            x = v.clone().requires_grad_()
+            theirs(x).backward()
+            torch.testing.assert_close(ours.weights(), x.grad)
+        theirs.step()
+        ours.after_epoch(dict(zip(NAMES, values.mean(0).tolist())), epoch)
+
+
+def test_famo_is_torchjds_over_many_steps():
+    (w, losses), (v, others) = problem(), problem()
+    ours, theirs = balancers['famo'](NAMES), jd.FAMO(3)
+    for n in range(40):
+        now = step(ours, losses, w, n)
+        v.grad = None
+        theirs(stacked(others())).backward()
+        torch.testing.assert_close(w.grad, v.grad, rtol=1e-3, atol=1e-5)
+        with torch.no_grad(): w -= .01*w.grad; v.copy_(w)
+        with torch.no_grad(): ours.after_step(now, n, {k: float(x) for k, x in losses().items()}); theirs.update(stacked(others()))
+        torch.testing.assert_close(ours.logits, next(theirs.parameters()).detach(), rtol=1e-3, atol=1e-5)
+    assert ours.logits.abs().max() > .1
+
+
+@pytest.mark.parametrize('k', [2, 3])
+def test_pcgrad_is_torchjds(k):
+    for seed in range(5):
+        w, losses = problem(seed, k)
+        grads = torch.stack([torch.autograd.grad(l, w)[0] for l in losses().values()])
+        torch.manual_seed(seed); theirs = jd_aggregation.PCGrad()(grads)
+        torch.manual_seed(seed); ours = project(grads)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    w, losses = problem(1, 2)                             # with two losses the order does not matter
+    rule = balancers['pcgrad'](NAMES[:2])
+    step(rule, losses, w)
+    grads = torch.stack([torch.autograd.grad(l, w)[0] for l in losses().values()])
+    torch.testing.assert_close(w.grad, jd_aggregation.PCGrad()(grads), rtol=1e-4, atol=1e-4)
+
+
+def test_gradnorm_follows_its_paper():
+    "Against the derivative of the paper's loss, taken by autograd"
+    w, losses = problem()
+    rule = balancers['gradnorm'](NAMES)
+    first = step(rule, losses, w)
+    with torch.no_grad(): w -= .001*w.grad
+    rule.after_step(first, 0)
+    with torch.no_grad(): rule.scale.copy_(torch.tensor([1.7, .9, .4]))
+    now = step(rule, losses, w, 1)
+    scale = rule.scale.detach().clone().requires_grad_()
+    norms = torch.stack([torch.autograd.grad(l, w)[0].norm() for l in losses().values()])
+    G = scale*norms
+    r = torch.tensor([now[n]/first[n] for n in NAMES])
+    target = (G.mean()*(r/r.mean())**1.5).detach()
+    (G-target).abs().sum().backward()
+    torch.testing.assert_close(rule.scale.grad, scale.grad, rtol=1e-4, atol=1e-5)
+    expected = sum(s*torch.autograd.grad(l, w)[0] for s, l in zip(rule.scale.detach(), losses().values()))
+    torch.testing.assert_close(w.grad, expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad(): rule.scale -= .01*rule.scale.grad
+    rule.after_step(now, 1)
+    assert float(rule.scale.sum()) == pytest.approx(3)
+
+
+def test_random_weights_are_a_function_of_the_step():
+    a, b = (balancers['random'](NAMES) for _ in range(2))
+    drawn = []
+    for n in range(20):
+        a.before_step(n, {})
+        drawn.append(a.weights().clone())
+        assert float(a.weights().sum()) == pytest.approx(1)
+    b.before_step(7, {})
+    assert torch.equal(b.weights(), drawn[7]) and len({tuple(x.tolist()) for x in drawn}) == 20
+
+
+# ---- losses that are absent
+
+@pytest.mark.parametrize('name', list(balancers))
+def test_an_absent_loss_keeps_its_weight_and_leaves_no_trace(name):
+    w, losses = problem()
+    rule, only = balancers[name](NAMES), lambda: {k: v for k, v in losses().items() if k != 'c'}
+    def whole_step(n):
+        now = step(rule, only, w, n)
+        for p in rule.parameters(): p.grad is not None and p.data.sub_(.01*p.grad)
+        rule.after_step(now, n, {k: v*.9 for k, v in now.items()} if rule.looks_after else None)
+        return now
+    before = {k: v.clone() for k, v in rule.state_dict().items()}
+    for n in range(3): whole_step(n)
+    assert torch.isfinite(w.grad).all() and torch.isfinite(rule.weights()).all()
+    after = rule.state_dict()
+    for k in before:
+        if k in ('drawn', 'scale'): continue              # drawn anew; scaled to a sum
+        assert torch.equal(torch.nan_to_num(before[k][2]), torch.nan_to_num(after[k][2])), k
+    two = balancers[name](NAMES[:2])                      # and the others get what they would get without it
+    if name in ('equal', 'fixed', 'pcgrad'):
+        mine = w.grad.clone()
+        step(two, only, w, 2)
+        torch.testing.assert_close(mine, w.grad)
+
+
+def test_the_last_layer_is_found_by_its_number():
+    shared = {f'encoder.layer.{i}.x.lora_{m}': torch.zeros(1)+i for i in (2, 10, 9) for m in 'AB'}
+    assert [float(p) for p in last_layer(shared)] == [10, 10]
+    assert len(last_layer({'w': torch.zeros(1), 'v': torch.zeros(1)})) == 2
+
+
+# ---- in a run
+
+@pytest.mark.parametrize('name', [n for n in balancers if n not in ('equal', 'fixed')])
+def test_a_run_that_is_cut_off_goes_on_with_the_rules_state(tmp_path, name):
+    config = RunConfig(('mini/label', 'mini/target', 'mini_mhs/score'), options=dict(r=2), limit=24)
+    def trainer(folder):
+        encoder = run_encoder(config)
+        corpora = run_corpora(config, encoder.tokenizer)
+        model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
+        rule = balancers[name](config.tasks)
+        return Trainer(model, {c: Posts(d['train'], c) for c, d in corpora.items()}, TrainConfig(epochs=3, batch_size=16, checkpoint_steps=2), balancer=rule, folder=tmp_path/folder)
+    whole = trainer('whole')
+    history = whole.fit()
+    cut = trainer('cut')
+    stop = 5
+    inner = cut.step
+    def step(rows):
+        if cut.progress.step == stop: raise KeyboardInterrupt
+        return inner(rows)
+    cut.step = step
+    with pytest.raises(KeyboardInterrupt): cut.fit()
+    again = trainer('cut')
+    assert again.fit()[-1]['step'] == history[-1]['step'] and again.progress.step == whole.progress.step
+    for k, p in whole.params.items(): torch.testing.assert_close(again.params[k], p, rtol=1e-4, atol=1e-5, msg=k)
+    for k, b in whole.balancer.named_buffers(): torch.testing.assert_close(dict(again.balancer.named_buffers())[k], b, rtol=1e-4, atol=1e-5, equal_nan=True, msg=k)
+    weights = [list(h['weights'].values()) for h in history]
+    assert len(weights) == 3 and all(np.isfinite(w).all() for w in weights)
+    if name != 'pcgrad': assert weights[0] != weights[2]
