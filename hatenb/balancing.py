@@ -242,6 +242,7 @@ class PCGrad(Balancer):
             for p,g in zip(params, before): p.grad = (g if p.grad is None else p.grad if g is None else g+p.grad)
     def combine(self, losses, shared):
         g = torch.Generator().manual_seed(derive_seed(self.seed, 'order', self.step))
-        merged = project(torch.stack([self.kept[n] for n in self.names if n in losses]), g)
+        grads = torch.stack([self.kept[n] for n in self.names if n in losses])
+        merged = project(grads, g)-grads.sum(0)
         for p,v in zip(shared.values(), merged.split([p.numel() for p in shared.values()])):
-            if p.grad is not None: p.grad.copy_(v.view_as(p))
+            if p.grad is not None: p.grad += v.view_as(p)      # what else is there, of a regulariser, stays

@@ -44,12 +44,13 @@ class RoutedModel(Model):
         sizes = [len(p['input_ids']) for p in parts]
         routes = [self.routes[k] for k in tasks]
         setup = BatchSplit(*routes, batch_sizes=sizes) if len(tasks) > 1 else Stack(routes[0]) if isinstance(routes[0], str) else routes[0]
-        ids,mask = (torch.cat([p[k] for p in (parts if self.below is None else batch.values())]) for k in ('input_ids','attention_mask'))
-        if self.below is None: return dict(zip(tasks, self.encoder(ids, mask, setup).split(sizes)))
-        places = dict(zip(batch, torch.arange(len(ids), device=ids.device).split([len(t['input_ids']) for t in batch.values()])))
+        if self.encoder.attends: raise HatenbError('attention can only be supervised where all tasks share one adapter', 'regularisers, attention', 'Leave it out.')
+        given = self.inputs(parts if self.below is None else batch.values())
+        if self.below is None: return dict(zip(tasks, self.encoder(**given, setup=setup).split(sizes)))
+        places = dict(zip(batch, torch.arange(len(given['input_ids']), device=self.encoder.device).split([len(t['input_ids']) for t in batch.values()])))
         rows = torch.cat([places[self.heads[k].task.corpus] for k in tasks])
         adapter,layer = self.below
-        return dict(zip(tasks, self.encoder(ids, mask, Stack(adapter), (layer, rows, setup)).split(sizes)))
+        return dict(zip(tasks, self.encoder(**given, setup=Stack(adapter), parting=(layer, rows, setup)).split(sizes)))
 
 # %% ../nbs/08_composing.ipynb #94ff76cf
 class FullMatrix(nn.Module):

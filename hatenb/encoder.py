@@ -147,6 +147,8 @@ class Encoder(nn.Module):
         self.model,self.tokenizer = model,tokenizer
         self.name,self.quantization,self.dtype = name,quantization,dtype
         self.width = model.config.hidden_size
+        self.width_in = model.get_input_embeddings().weight.shape[1]  # of the word embeddings
+        self.attends,self.attention = False,None  # whether a pass keeps the attention of its last layer, and where
         self.methods:dict[str,dict] = {} # adapter → {method, options}
         self.backend = None              # the library that adds adapters: adapters or peft, once the first is added
         self._fixed:set[str] = set()     # keys of adapter tensors that never learn
@@ -173,6 +175,7 @@ def forward(self:Encoder,
     input_ids:Tensor,      # [B,L] int64
     attention_mask:Tensor, # [B,L] 1 = a token, 0 = padding
     setup=None,            # a composition block of `adapters`, for this pass only (default: what was activated)
+    shift:Tensor|None=None, # [B,L,width_in] what is added to the word embeddings
     parting=None,          # (layer, rows [N], setup): from that layer on, these rows of the batch go on, under that setup
 ) -> Tensor: # [B,L,width] float32 ([N,L,width] after a parting; with `Parallel`, a batch for each adapter, one after the other)
     "The last hidden states, with the active adapters"
@@ -181,7 +184,9 @@ def forward(self:Encoder,
         if setup is not None: stack.enter_context(AdapterSetup(setup))
         if parting is not None: self._part(stack, len(input_ids), *parting)
         stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16))
-        states = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
+        if shift is not None: stack.callback(self.model.get_input_embeddings().register_forward_hook(lambda module, args, out: out+shift.to(out.dtype)).remove)
+        out = self.model(input_ids=input_ids, attention_mask=attention_mask, output_attentions=self.attends)
+        states,self.attention = out[0],out.attentions[-1] if self.attends else None
     return states.float()
 
 # %% ../nbs/05_encoder.ipynb #c5328ab6

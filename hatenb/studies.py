@@ -34,6 +34,7 @@ from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import evaluate, join_predictions, load_predictions, main_metrics, save_predictions
 from .heads import HeadConfig, Task, make_head, task_keys
 from .losses import make_loss
+from .regularisers import make_regularisers
 from .training import Model, TrainConfig, Trainer, predict
 
 # %% ../nbs/10_studies.ipynb #be25303b
@@ -50,6 +51,7 @@ class RunConfig:
     heads: dict = field(default_factory=dict)       # task name → settings of its head
     balancing: str = 'equal'             # a registered rule
     balancing_options: dict = field(default_factory=dict)
+    regularisers: dict = field(default_factory=dict) # name → options
     train: TrainConfig = field(default_factory=TrainConfig)
     limit: int|None = None               # posts used of each split (default: all)
     seed: int = 0
@@ -61,7 +63,7 @@ class RunConfig:
         if len(set(self.tasks)) < len(self.tasks): raise HatenbError('a task is named twice', ' '.join(self.tasks), 'Name each once.')
         if self.method not in (*baselines, *sharings, 'join'): adapter_methods[self.method]
         self._check_sources()
-        balancers[self.balancing]
+        balancers[self.balancing]; make_regularisers(self.regularisers)
         if mixed := [t for t in self.tasks if Task.parse(t).kind == 'language' and sum(Task.parse(u).corpus == Task.parse(t).corpus for u in self.tasks) > 1]:
             raise HatenbError('a task whose words are hidden cannot share its posts with others', mixed[0], 'Give it a run of its own, and stack other tasks on its adapter.')
         if unknown := set(self.heads)-{Task.parse(t).name for t in self.tasks}:
@@ -287,7 +289,7 @@ def _train(config, folder, device, accelerator, sources):
     sharing = make_sharing(config.method, config.tasks, config.options)
     sharing.choose(model, lambda: float(np.mean(list(validate().values()))))
     names = [n for h in model.heads.values() for n in make_loss(h).names]
-    trainer = Trainer(model, posts['train'], config.train, validate, balancers[config.balancing](names, **config.balancing_options), folder, config.seed, accelerator)
+    trainer = Trainer(model, posts['train'], config.train, validate, balancers[config.balancing](names, **config.balancing_options), make_regularisers(config.regularisers), folder, config.seed, accelerator)
     if sharing.trains: trainer.fit()
     p = trainer.progress
     start = time.perf_counter()

@@ -49,9 +49,13 @@ class Model(nn.Module):
 
     def states(self, batch:dict[str,dict]) -> dict[str,torch.Tensor]:
         "Task → states [B, L, d] of the posts of its corpus, from one encoder pass over all corpora"
-        ids,mask = (torch.cat([t[k] for t in batch.values()]) for k in ('input_ids','attention_mask'))
-        by_corpus = dict(zip(batch, self.encoder(ids, mask).split([len(t['input_ids']) for t in batch.values()])))
+        by_corpus = dict(zip(batch, self.encoder(**self.inputs(batch.values())).split([len(t['input_ids']) for t in batch.values()])))
         return {key: by_corpus[h.task.corpus] for key,h in self.heads.items() if h.task.corpus in batch}
+
+    def inputs(self, parts) -> dict[str,torch.Tensor]:
+        "What the encoder is given: the tensors of several corpora, one after the other"
+        parts = list(parts)
+        return {name: torch.cat([p[k] for p in parts]) for name,k in (('input_ids','input_ids'),('attention_mask','attention_mask'),('shift','shift')) if k in parts[0]}
 
     def forward(self, batch:dict[str,dict]) -> dict[str,torch.Tensor]:
         "Task → logits, for the tasks whose corpus is in the batch"
@@ -189,6 +193,7 @@ class Trainer:
         config:TrainConfig,
         validate:Callable[[], dict[str,float]]|None=None, # called at each look; the watched metrics, higher is better
         balancer:Balancer|None=None,      # default: equal
+        regularisers=(),                  # see the chapter on them
         folder:str|Path|None=None,        # where checkpoints go (default: none are written)
         seed:int=0,
         accelerator:Accelerator|None=None):
@@ -197,6 +202,8 @@ class Trainer:
         self.accelerator = accelerator or Accelerator(cpu=next(model.encoder.parameters()).device.type == 'cpu')
         self.device = self.accelerator.device
         model.to(self.device)
+        self.regularisers = sorted(regularisers, key=lambda r: not r.attends)   # the attention is that of the pass before
+        model.encoder.attends = any(r.attends for r in self.regularisers)
         self.losses = [make_loss(h) for h in model.heads.values()]
         self.names = [n for l in self.losses for n in l.names]
         self.balancer = (balancer or balancers['equal'](self.names)).to(self.device)
@@ -207,7 +214,8 @@ class Trainer:
         self.optimizer,self.scheduler = make_optimizer(model, self.balancer, config, self.total)
         self.params = model.trainable() | {f'balancer.{k}': p for k,p in self.balancer.named_parameters()}
         self.progress = Progress()
-        if config.compile and getattr(model, 'below', None): raise HatenbError('torch.compile does not see where the tasks part', 'train, compile', 'Leave it out for branch.')
+        if config.compile and (getattr(model, 'below', None) or self.regularisers):
+            raise HatenbError('torch.compile does not see where tasks part or embeddings are shifted', 'train, compile', 'Leave it out for branch and for regularisers.')
         if config.compile: model.encoder.model.compile(dynamic=True)
 
 # %% ../nbs/06_training.ipynb #4ec958f7
@@ -216,7 +224,7 @@ from fastcore.basics import patch
 # %% ../nbs/06_training.ipynb #a0ee7589
 @patch
 def step(self:Trainer, rows:dict[str,np.ndarray]) -> dict[str,float]:
-    "One optimiser step on the posts of `rows`; returns the losses"
+    "One optimiser step on the posts of `rows`; returns the losses, and the terms of the regularisers"
     a,c,b,n = self.accelerator,self.config,self.balancer,self.progress.step
     seed_everything(self.seed, 'step', n, a.process_index)
     whole = self.model.prepare({k: {n: v.to(self.device) for n,v in t.items()} for k,t in collate(self.posts, rows).items()}, self.seed, 'step', n)
@@ -224,18 +232,24 @@ def step(self:Trainer, rows:dict[str,np.ndarray]) -> dict[str,float]:
     micros,losses = micro_batches(part(whole, a.process_index, a.num_processes), c.max_positions),{}
     shared = self.model.encoder.trainable()
     b.before_step(n, shared, self._losses_of(micros, totals) if b.looks_ahead and (len(micros) > 1 or a.num_processes > 1) else None)
+    posts = {c: len(r) for c,r in rows.items()}
     for micro in micros:
         vector = loss_vector(self.losses, self.model(micro), micro, totals)
+        for r in self.regularisers:
+            term = r.weight*r.term(self.model, micro, posts, self.losses, totals)
+            term.backward(retain_graph=r.attends)
+            losses[r.name] = losses.get(r.name, 0) + term.detach()
         if vector: b.backward(vector, shared)
         for k,v in vector.items(): losses[k] = losses.get(k, 0) + v.detach()
     if (penalty := self.model.penalty()) is not None: (penalty/a.num_processes).backward()
-    losses = add_up(a, list(self.params.values()), losses, self.names, b.kept)
+    total = add_up(a, list(self.params.values()), losses, self.names + [r.name for r in self.regularisers], b.kept)
+    losses = {k: v for k,v in total.items() if k in self.names}
     b.combine(losses, shared)
     norm = nn.utils.clip_grad_norm_([p for k,p in self.params.items() if not k.startswith('balancer.')], c.clip)
-    if not all(math.isfinite(v) for v in (*losses.values(), float(norm))): self._not_finite(losses, norm, rows)
+    if not all(math.isfinite(v) for v in (*total.values(), float(norm))): self._not_finite(total, norm, rows)
     self.optimizer.step(); self.scheduler.step(); self.optimizer.zero_grad()
     b.after_step(losses, n, self._losses_of(micros, totals) if b.looks_after else None)
-    return losses
+    return total
 
 @patch
 def _losses_of(self:Trainer, micros, totals) -> dict[str,float]:
