@@ -238,6 +238,7 @@ def epoch_batches(
     lengths:dict[str,np.ndarray], # corpus → [posts] sub-tokens of each post
     sampling:Sampling,
     epoch:int=0,
+    classes:dict[str,np.ndarray]|None=None, # corpus → [posts] class of each post; of these corpora, all classes are drawn equally often
 ) -> list[dict[str,np.ndarray]]:
     "The batches of an epoch, each a mapping corpus → rows: a pure function of its arguments"
     sizes = {c: len(l) for c,l in lengths.items()}
@@ -246,12 +247,19 @@ def epoch_batches(
     parts = {}
     for c,share in shares(sizes, sampling.temperature).items():
         count = sizes[c] if sampling.steps is None and sampling.temperature == 1 else round(share*steps*sampling.batch_size)
-        rows = draws(sizes[c], epoch*count, count, sampling.seed, 'draws', c)
+        rows = _balanced(classes[c], epoch, count, sampling.seed, c) if classes and c in classes else draws(sizes[c], epoch*count, count, sampling.seed, 'draws', c)
         chunks = np.array_split(rows, -(-steps//sampling.bucket))
         parts[c] = [part for i,chunk in enumerate(chunks) for part in
                     np.array_split(chunk[np.argsort(lengths[c][chunk], kind='stable')], _steps_of_chunk(steps, len(chunks), i))]
     order = np.random.default_rng(derive_seed(sampling.seed, 'order', epoch)).permutation(steps)
     return [{c: p[i] for c,p in parts.items() if len(p[i])} for i in order]
+
+def _balanced(classes, epoch, count, seed, corpus):
+    "`count` rows, of each class as many (up to one), each class in shuffled passes of its own"
+    kinds = np.unique(classes)
+    counts = [count//len(kinds) + (i < count % len(kinds)) for i in range(len(kinds))]
+    rows = [np.flatnonzero(classes == k)[draws((classes == k).sum(), epoch*n, n, seed, 'draws', corpus, int(k))] for k,n in zip(kinds, counts)]
+    return np.random.default_rng(derive_seed(seed, 'classes', corpus, epoch)).permutation(np.concatenate(rows))
 
 def _steps_of_chunk(steps, chunks, i): return steps//chunks + (i < steps % chunks)
 

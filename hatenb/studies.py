@@ -303,7 +303,7 @@ def _train(config, folder, device, accelerator, sources):
                 trainable_parameters=sum(x.numel() for x in model.trainable().values()), head_parameters=sum(x.numel() for x in model.heads.parameters()))
     notes = dict(model.encoder.notes)
     looks = {n: fusion_attention(model, n, posts['validation']).to_dict('records') for n in encoder.composites if hasattr(encoder.composites[n], 'scores')}
-    return tables, dict(history=p.history, chosen=dict(by='mean of the main validation metrics', validation=p.best, step=p.best_step), cost=cost,
+    return tables, dict(history=p.history, chosen=dict(by='mean of the main validation metrics' + (', each over its reference' if config.train.reference else ''), validation=p.best, step=p.best_step), cost=cost,
                         adapters=list(encoder.methods), frequencies=counted, truncation={c: truncation(d) for c,d in corpora.items()}, **({'attention': looks} if looks else {}), **notes)
 
 # %% ../nbs/10_studies.ipynb #11b0a632

@@ -294,3 +294,15 @@ def test_two_processes_at_once(cache):
     out = [p.communicate(timeout=300) for p in both]
     assert [p.returncode for p in both] == [0, 0], out
     assert len({o for o,_ in out}) == 1 and len(list(cache.iterdir())) == 1
+
+
+@hypothesis_settings(max_examples=25)
+@given(sizes=st.lists(st.integers(1, 40), min_size=2, max_size=4), epoch=st.integers(0, 3), seed=st.integers(0, 99))
+def test_balanced_classes_are_drawn_equally_often_and_each_in_passes(sizes, epoch, seed):
+    classes = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    lengths, sampling = {'c': np.random.default_rng(seed).integers(3, 40, len(classes))}, B.Sampling(batch_size=5, seed=seed)
+    rows = [np.concatenate([b['c'] for b in B.epoch_batches(lengths, sampling, e, {'c': classes})]) for e in range(epoch+1)]
+    drawn = np.bincount(classes[rows[-1]], minlength=len(sizes))
+    assert len(rows[-1]) == len(classes) and drawn.max()-drawn.min() <= 1
+    times = np.bincount(np.concatenate(rows), minlength=len(classes))
+    for k in range(len(sizes)): assert times[classes == k].max()-times[classes == k].min() <= 1

@@ -1,5 +1,5 @@
 "What a notebook can't show: processes that are killed and go on, processes that train together"
-import json, os, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +158,32 @@ def test_adapters_wait_for_the_heads(small):
         trainer.progress.step += 1
         moved.append({k.split('.')[0] for k, p in trainer.params.items() if not torch.equal(p, start[k])})
     assert moved[:3] == [{'heads'}]*3 and moved[3] == {'heads', 'encoder'}
+
+
+def test_each_layer_has_its_own_rate():
+    from hatenb.studies import run_corpora, run_encoder, run_model
+    from hatenb.corpora import frequencies
+    from hatenb.training import Trainer
+    from hatenb.batches import Posts
+    config = RunConfig(('mini/label',), 'full', limit=16)
+    encoder = run_encoder(config)
+    corpora = run_corpora(config, encoder.tokenizer)
+    model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
+    trainer = Trainer(model, {c: Posts(d['train'], c) for c, d in corpora.items()}, TrainConfig(epochs=1, batch_size=8, lr=1e-3, head_lr=5e-3, layer_decay=.5, warmup=0., schedule='constant'))
+    rates = {id(p): g['lr'] for g in trainer.optimizer.param_groups for p in g['params']}
+    for k, p in trainer.params.items():
+        layer = re.search(r'layer\.(\d)\.', k)
+        expected = 5e-3 if k.startswith('heads.') else 1e-3*.5**(6-(int(layer[1])+1 if layer else 0))
+        assert rates[id(p)] == pytest.approx(expected), k
+    trainer.fit()
+
+
+def test_weights_are_kept_by_the_mean_over_references(small):
+    from hatenb.training import Trainer
+    model, posts = small
+    def best(reference):
+        looks = iter([dict(a=.8, b=.20), dict(a=.7, b=.28), dict(a=.6, b=.30)])
+        trainer = Trainer(model, posts, TrainConfig(epochs=3, steps=1, batch_size=4, reference=reference), validate=lambda: next(looks))
+        trainer.fit()
+        return trainer.progress.best_step
+    assert best({}) == 1 and best(dict(a=.8, b=.2)) == 2
