@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/batches.html.md"""
 # %% auto #0
 __all__ = ['align', 'words_to_tokens', 'tokens_to_words', 'encode', 'encoded_corpus', 'truncation', 'Ragged', 'Posts', 'take',
            'Sampling', 'draws', 'shares', 'epoch_batches', 'padding_share', 'round_up', 'collate', 'part',
-           'sorted_batches', 'mask_tokens']
+           'sorted_batches', 'mask_tokens', 'misspelt', 'augmented']
 
 # %% ../nbs/02_batches.ipynb #8e3ee0b8
 import json, os, shutil
@@ -322,3 +322,46 @@ def mask_tokens(
     collator.generator = torch.Generator().manual_seed(derive_seed(*seed))
     ids,masked = collator.torch_mask_tokens(batch['input_ids'].cpu().clone(), batch['token_word'].cpu() < 0)
     return {**batch, 'input_ids': ids.to(batch['input_ids'].device), 'masked': masked.to(batch['input_ids'].device)}
+
+# %% ../nbs/02_batches.ipynb #ce86c1d6
+_digits = str.maketrans('aeiost', '431057')
+
+def misspelt(
+    word:str,
+    g:np.random.Generator,
+) -> str:
+    "The word with two letters swapped, one missing, or letters replaced by digits; short words as they are"
+    if len(word) < 4 or not word.isalpha(): return word
+    i = int(g.integers(1, len(word)-2))
+    return [word[:i]+word[i+1]+word[i]+word[i+2:], word[:i]+word[i+1:], word.translate(_digits)][int(g.integers(3))]
+
+def _changed(words, marked, drop, swap, noise, g):
+    "New words, and for each the place it comes from"
+    keep = [i for i in range(len(words)) if marked[i] or g.random() >= drop] or [0]
+    j = 0
+    while j < len(keep)-1:
+        if not (marked[keep[j]] or marked[keep[j+1]]) and g.random() < swap:
+            keep[j],keep[j+1] = keep[j+1],keep[j]
+            j += 1
+        j += 1
+    return [words[i] if marked[i] or g.random() >= noise else misspelt(words[i], g) for i in keep], keep
+
+def augmented(
+    train:Dataset,        # posts
+    copies:int=1,         # of each post
+    drop:float=.1,        # share of the unmarked words that are left out
+    swap:float=.05,       # share of neighbours, both unmarked, that change places
+    noise:float=.1,       # share of the unmarked words that are misspelt
+    seed:int=0,
+) -> Dataset: # posts, not encoded
+    "Changed copies of the posts, with the answers of their originals"
+    per_word = [k for k in _word_golds if k in train.column_names]
+    rows = []
+    for copy in range(copies):
+        for post in train:
+            g = np.random.default_rng(derive_seed(seed, 'copy', copy, post['id']))
+            marked = np.array(post['rationale_any']) > 0 if 'rationale_any' in post else np.zeros(len(post['words']), bool)
+            words,places = _changed(post['words'], marked, drop, swap, noise, g)
+            rows.append({**post, 'id': f"{post['id']}+{copy+1}", 'words': words, **{k: [post[k][i] for i in places] for k in per_word},
+                         **({'rationale_votes': [[r[i] for i in places] for r in post['rationale_votes']]} if 'rationale_votes' in post else {})})
+    return Dataset.from_list(rows, features=train.features)

@@ -100,9 +100,14 @@ def study(
 ):
     "Run what a study is missing, go on with what was cut off, and print its table"
     from hatenb.reports import results_text
-    from hatenb.studies import Study, publish as publish_records, run_study
+    from hatenb.studies import Study, chosen_run, publish as publish_records, run_study
     records = run_study(Study.load(path))
     print(results_text(records))
+    trained = [r for r in records if r.get('chosen', {}).get('validation') is not None]
+    for tasks in dict.fromkeys(tuple(r['config']['tasks']) for r in trained):
+        if len(same := [r for r in trained if tuple(r['config']['tasks']) == tasks]) > 1:
+            best = chosen_run(same)
+            print(f"best on validation for {' '.join(tasks)}: {best['id']} ({best['chosen']['validation']:.3f})")
     if publish: print(f'published {len(publish_records(records, publish, not records_only))} records to {publish}')
 
 # %% ../nbs/13_cli.ipynb #2a8b1a8f

@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/studies.html.md"""
 # %% auto #0
 __all__ = ['RunConfig', 'source_folders', 'run_corpora', 'head_config', 'run_encoder', 'run_model', 'load_sources', 'save_model',
            'load_run', 'read_record', 'finished', 'read_records', 'peak_memory', 'forget_peak', 'run', 'Study',
-           'expand', 'run_study', 'demo_study', 'results_folder', 'publish']
+           'expand', 'drawn', 'chosen_run', 'run_study', 'demo_study', 'results_folder', 'publish']
 
 # %% ../nbs/10_studies.ipynb #019da38c
 import dataclasses, gc, glob, itertools, json, os, resource, shutil, sys, time, tomllib, warnings
@@ -17,6 +17,7 @@ from typing import Any
 
 # %% ../nbs/10_studies.ipynb #0a8c1038
 import numpy as np, torch
+from datasets import DatasetDict, concatenate_datasets
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from fastcore.basics import patch
@@ -25,9 +26,9 @@ from safetensors.torch import load_file, save_file
 # %% ../nbs/10_studies.ipynb #34a5b9f9
 from .balancing import balancers
 from .baselines import baseline_tables, baselines
-from .batches import Posts, encoded_corpus, truncation
+from .batches import Posts, augmented, encode, encoded_corpus, truncation
 from .composing import adapter_name, fusion_attention, make_sharing, shared_model, sharings
-from .core import (HatenbError, digest, progress, provenance, read_json, resolve_device, resolve_dtype, seed_everything, settings,
+from .core import (HatenbError, digest, progress, provenance, read_json, derive_seed, resolve_device, resolve_dtype, seed_everything, settings,
                          whole_file, write_json)
 from .corpora import corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
@@ -52,6 +53,7 @@ class RunConfig:
     balancing: str = 'equal'             # a registered rule
     balancing_options: dict = field(default_factory=dict)
     regularisers: dict = field(default_factory=dict) # name → options
+    augment: dict = field(default_factory=dict)      # changed copies of the training posts: options of `augmented`; empty: none
     train: TrainConfig = field(default_factory=TrainConfig)
     limit: int|None = None               # posts used of each split (default: all)
     seed: int = 0
@@ -137,7 +139,15 @@ def run_corpora(config:RunConfig, tokenizer) -> dict:
     for c in config.corpora:
         ds = encoded_corpus(c, tokenizer, config.max_length)
         out[c] = {k: d if config.limit is None else d.shuffle(seed=0).select(range(min(config.limit, len(d)))) for k,d in ds.items() if k in ('train','validation','test')}
+        if config.augment: out[c]['train'] = concatenate_datasets([out[c]['train'], _copies(config, out[c]['train'], tokenizer)])
     return out
+
+def _copies(config, train, tokenizer):
+    "Encoded changed copies of training posts"
+    plain = train.remove_columns(['input_ids','token_word','words_cut'])
+    try: more = augmented(plain, **config.augment)
+    except TypeError as e: raise HatenbError(f'the copies cannot be made so: {e}', 'augment', 'Look up the options of `augmented`.') from None
+    return encode(DatasetDict(train=more), tokenizer, config.max_length)['train']
 
 def head_config(config:RunConfig, task:Task) -> HeadConfig:
     "The settings of a task's head"
@@ -385,7 +395,8 @@ class Study:
 
 def _expand_run(base, r):
     "The configurations that one `[[runs]]` stands for; `sources` given as a table are runs of their own, by default one for each task"
-    for c in expand(_merge(base, {k: v for k,v in r.items() if k != 'sources'})):
+    given = _merge(base, {k: v for k,v in r.items() if k not in ('sources','draws')})
+    for c in expand(given) if 'draws' not in r else drawn(given, r['draws']):
         sources = r.get('sources')
         if isinstance(sources, dict): sources = expand(_merge(base, {'tasks': [[t] for t in task_keys(*c['tasks'])], **sources}))
         yield {**c, 'sources': sources} if sources else c
@@ -404,6 +415,31 @@ def expand(d:dict) -> list[dict]:
         if k in _lists: return v if v and isinstance(v[0], list) else [v]
         return v if isinstance(v, list) else [v]
     return [dict(zip(d, values)) for values in itertools.product(*(_choices(k, v) for k,v in d.items()))]
+
+# %% ../nbs/10_studies.ipynb #bf59843b
+def drawn(
+    d:dict,
+    n:int,      # draws
+    seed:int=0,
+) -> list[dict]:
+    "`n` random choices of the lists and ranges in `d`"
+    def _one(k, v, g):
+        if isinstance(v, dict) and {'low','high'} <= set(v) <= {'low','high','log'}:
+            x = np.exp(g.uniform(np.log(v['low']), np.log(v['high']))) if v.get('log') else g.uniform(v['low'], v['high'])
+            return float(f'{x:.3g}')
+        if isinstance(v, dict): return {a: _one(a, b, g) for a,b in v.items()}
+        return v[g.integers(len(v))] if isinstance(v, list) and (k not in _lists or v and isinstance(v[0], list)) else v
+    return [{k: _one(k, v, np.random.default_rng(derive_seed(seed, 'draw', i, k))) for k,v in d.items()} for i in range(n)]
+
+# %% ../nbs/10_studies.ipynb #df354cc9
+def chosen_run(
+    records:list[dict], # of the same tasks
+) -> dict:
+    "The record with the highest validation score"
+    scored = [r for r in records if r.get('chosen', {}).get('validation') is not None]
+    if not scored: raise HatenbError('none of the runs was scored on validation posts', 'records', 'Give runs that were trained.')
+    if len({tuple(sorted(r['config']['tasks'])) for r in scored}) > 1: raise HatenbError('the runs answer different tasks', 'records', 'Choose among runs of the same tasks.')
+    return max(scored, key=lambda r: r['chosen']['validation'])
 
 # %% ../nbs/10_studies.ipynb #68eec551
 def run_study(

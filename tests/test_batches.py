@@ -306,3 +306,28 @@ def test_balanced_classes_are_drawn_equally_often_and_each_in_passes(sizes, epoc
     assert len(rows[-1]) == len(classes) and drawn.max()-drawn.min() <= 1
     times = np.bincount(np.concatenate(rows), minlength=len(classes))
     for k in range(len(sizes)): assert times[classes == k].max()-times[classes == k].min() <= 1
+
+
+@hypothesis_settings(max_examples=20)
+@given(drop=st.floats(0, 1), swap=st.floats(0, 1), noise=st.floats(0, 1), seed=st.integers(0, 99))
+def test_changed_copies_keep_every_marked_word_and_its_marks(drop, swap, noise, seed):
+    few = load_corpus('mini')['train'].select(range(40))
+    more = B.augmented(few, copies=2, drop=drop, swap=swap, noise=noise, seed=seed)
+    assert len(more) == 80 and len(set(more['id'])) == 80 and more.features == few.features
+    for a, b in zip([*few, *few], more):
+        assert b['words'] and len(b['words']) == len(b['rationale_any']) == len(b['rationale_mean']) == len(b['rationale_majority'])
+        assert all(len(r) == len(b['words']) for r in b['rationale_votes'])
+        marked = [[(w, m) for w, m in zip(p['words'], p['rationale_mean']) if m] for p in (a, b)]
+        assert marked[0] == marked[1]
+        for k in ('label', 'target', 'label_votes'): assert a[k] == b[k]
+        if drop == noise == 0: assert sorted(a['words']) == sorted(b['words'])
+        if drop == noise == swap == 0: assert a['words'] == b['words']
+
+
+def test_copies_of_real_posts(corpora_folder):
+    few = load_corpus('hatexplain')['train'].select(range(2000))
+    more = B.augmented(few)
+    changed = sum(a != b for a, b in zip(few['words'], more['words']))
+    assert changed > 1500
+    marks = lambda ds: [[w for w, m in zip(ws, ms) if m] for ws, ms in zip(ds['words'], ds['rationale_any'])]
+    assert marks(few) == marks(more)

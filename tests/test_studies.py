@@ -1,5 +1,5 @@
 "Runs and studies: what decides a result, what is skipped, set aside, published, and how damage is told"
-import dataclasses, json, shutil
+import dataclasses, json, os, shutil, subprocess, sys
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from hatenb.baselines import baselines
 from hatenb.core import HatenbError
 from hatenb.corpora import gold_columns
 from hatenb.evaluation import evaluate, load_predictions
-from hatenb.studies import RunConfig, Study, expand, finished, load_run, publish, read_record, read_records, run, run_corpora, run_study
+from hatenb.studies import RunConfig, Study, chosen_run, expand, finished, load_run, publish, read_record, read_records, run, run_corpora, run_study
 from hatenb.training import TrainConfig, predict
 
 MAJORITY = RunConfig(('mini/label', 'mini/target'), 'majority')
@@ -272,3 +272,38 @@ def test_a_run_with_another_runs_heads(copied, neural):
 def test_a_baseline_has_no_model(tmp_path):
     run(MAJORITY, tmp_path)
     with pytest.raises(HatenbError, match='baseline'): load_run(tmp_path/MAJORITY.id)
+
+
+def test_copies_are_of_training_posts_only(tmp_path):
+    from hatenb.encoder import load_encoder
+    tokenizer = load_encoder('minilm').tokenizer
+    plain, more = (run_corpora(RunConfig(('mini/label', 'mini_mhs/score'), limit=20, augment=a), tokenizer) for a in ({}, dict(copies=2)))
+    for c in plain:
+        assert len(more[c]['train']) == 3*len(plain[c]['train']) and more[c]['train'].features == plain[c]['train'].features
+        for split in ('validation', 'test'): assert more[c][split]['id'][:] == plain[c][split]['id'][:]
+    record = run(RunConfig.from_dict(dict(tasks=['mini/label'], options=dict(r=2), limit=20, augment=dict(drop=.3), train=dict(epochs=1, batch_size=8))), tmp_path)
+    assert record['cost']['train_posts'] == 40
+    with pytest.raises(HatenbError, match='copies cannot be made'): run_corpora(RunConfig(('mini/label',), limit=4, augment=dict(dorp=.1)), tokenizer)
+
+
+def test_a_study_of_random_draws_names_the_best_on_validation(tmp_path):
+    file = tmp_path/'search.toml'
+    file.write_text("""name = "search"
+[base]
+tasks = ["mini/label"]
+limit = 16
+options = {r = 2}
+[[runs]]
+draws = 3
+train = {epochs = 1, batch_size = 8, lr = {low = 1e-4, high = 1e-2, log = true}}
+""")
+    study = Study.load(file)
+    rates = [r.train.lr for r in study.runs]
+    assert len(set(rates)) == 3 and all(1e-4 <= x <= 1e-2 for x in rates) and [r.id for r in Study.load(file).runs] == [r.id for r in study.runs]
+    out = subprocess.run([sys.executable, '-c', 'from hatenb.cli import main; main()', 'study', str(file)], capture_output=True, text=True, cwd=tmp_path,
+                         env={**os.environ, 'HATENB_RUNS': str(tmp_path/'runs'), 'HATENB_QUIET': '1'})
+    assert out.returncode == 0, out.stderr[-2000:]
+    records = read_records(tmp_path/'runs')
+    best = chosen_run(records)
+    assert best['chosen']['validation'] == max(r['chosen']['validation'] for r in records) and f"best on validation for mini/label: {best['id']}" in out.stdout
+    with pytest.raises(HatenbError, match='scored on validation'): chosen_run([])
