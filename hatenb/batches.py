@@ -7,10 +7,10 @@ Docs: https://hatenb.github.io/hatenb/batches.html.md"""
 # %% auto #0
 __all__ = ['align', 'words_to_tokens', 'tokens_to_words', 'encode', 'encoded_corpus', 'truncation', 'Ragged', 'Posts', 'take',
            'Sampling', 'draws', 'shares', 'epoch_batches', 'padding_share', 'round_up', 'collate', 'part',
-           'sorted_batches', 'mask_tokens', 'misspelt', 'augmented']
+           'sorted_batches', 'mask_tokens', 'misspelt', 'augmented', 'read_lexicon', 'lexicon_features']
 
 # %% ../nbs/02_batches.ipynb #8e3ee0b8
-import json, os, shutil
+import csv, json, os, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,7 +156,7 @@ class Ragged:
 
 # %% ../nbs/02_batches.ipynb #ec6460ec
 _word_golds = 'rationale_any', 'rationale_majority', 'rationale_mean'   # one value a word
-_list_golds = 'label_dist', 'target', 'target_dist'                     # one list of fixed length a post
+_list_golds = 'label_dist', 'target', 'target_dist', 'extra'                     # one list of fixed length a post
 _flat_golds = 'label', 'score'                                          # one value a post
 
 class Posts:
@@ -365,3 +365,33 @@ def augmented(
             rows.append({**post, 'id': f"{post['id']}+{copy+1}", 'words': words, **{k: [post[k][i] for i in places] for k in per_word},
                          **({'rationale_votes': [[r[i] for i in places] for r in post['rationale_votes']]} if 'rationale_votes' in post else {})})
     return Dataset.from_list(rows, features=train.features)
+
+# %% ../nbs/02_batches.ipynb #f6901ed8
+def read_lexicon(
+    path:str|Path, # CSV with the columns term and, if wanted, category
+) -> tuple[dict[tuple[str,...],int], list[str]]: # term as words → category's index; the categories
+    "Read a lexicon; `HatenbError` names the line that is wrong"
+    try:
+        with open(path, encoding='utf-8', newline='') as f: rows = list(csv.DictReader(f))
+    except FileNotFoundError: raise HatenbError('there is no such lexicon', path, 'Name a CSV file with a column `term`.') from None
+    except (UnicodeDecodeError, csv.Error) as e: raise HatenbError(f'the lexicon cannot be read: {e}', path, 'Save it as UTF-8.') from None
+    if not rows or 'term' not in rows[0]: raise HatenbError('the lexicon has no column `term`, or no row', path, 'Begin with a line `term,category`.')
+    for i,r in enumerate(rows):
+        if not (r['term'] or '').split(): raise HatenbError('the term is empty', f'{path}, line {i+2}', 'Mend or remove the line.')
+    categories = sorted({r.get('category') or '' for r in rows})
+    return {tuple(r['term'].lower().split()): categories.index(r.get('category') or '') for r in rows}, categories
+
+def lexicon_features(
+    posts:list[list[str]], # words of each post
+    lexicon:tuple,         # as `read_lexicon` gives it
+) -> np.ndarray: # [posts, categories] float32
+    "log(1 + how often each category's terms occur)"
+    terms,categories = lexicon
+    lengths = sorted({len(t) for t in terms})
+    out = np.zeros((len(posts), len(categories)), np.float32)
+    for row,words in zip(out, posts):
+        low = [w.lower() for w in words]
+        for n in lengths:
+            for i in range(len(low)-n+1):
+                if (k := terms.get(tuple(low[i:i+n]))) is not None: row[k] += 1
+    return np.log1p(out)

@@ -7,10 +7,10 @@ Docs: https://hatenb.github.io/hatenb/core.html.md"""
 # %% auto #0
 __all__ = ['HatenbError', 'Registry', 'Settings', 'settings', 'whole_file', 'write_json', 'read_json', 'digest', 'file_sha256',
            'derive_seed', 'seed_everything', 'cpu_flags', 'resolve_device', 'resolve_dtype', 'encoder_path',
-           'provenance', 'quiet', 'progress']
+           'provenance', 'quiet', 'progress', 'drop_records', 'hushed']
 
 # %% ../nbs/00_core.ipynb #7ffe15a0
-import contextlib, dataclasses, difflib, hashlib, importlib.metadata, importlib.util, json, os, platform, random, subprocess, sys
+import contextlib, dataclasses, difflib, hashlib, importlib.metadata, importlib.util, json, logging, os, platform, random, subprocess, sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -219,3 +219,23 @@ def progress(
     **kwargs):             # handed to tqdm (total, unit, initial, leave, …)
     "`tqdm.auto`, silent under tests"
     return tqdm(it, desc=desc, disable=quiet(), dynamic_ncols=True, **kwargs)
+
+# %% ../nbs/00_core.ipynb #16ff4d3c
+def drop_records(
+    logger:str, # the logger's name
+    words:str,  # a record whose text holds them is dropped
+) -> Callable:
+    "Keep a logger from saying something; returns the filter"
+    def unlike(record): return words not in record.getMessage()
+    logging.getLogger(logger).addFilter(unlike)
+    return unlike
+
+@contextlib.contextmanager
+def hushed(logger:str, words:str) -> Iterator[None]:
+    "`drop_records` while the context lasts"
+    unlike = drop_records(logger, words)
+    try: yield
+    finally: logging.getLogger(logger).removeFilter(unlike)
+
+for logger,words in (('bitsandbytes.backends.cpu.ops', 'kernels-community'),
+                     ('bitsandbytes.autograd._functions', 'MatMul8bitLt: inputs will be cast')): drop_records(logger, words)

@@ -9,32 +9,11 @@ __all__ = ['quantizations', 'adapter_methods', 'ByteDropout', 'find_encoder', 'E
            'method_options', 'Composite', 'count_parameters', 'tensor_digest']
 
 # %% ../nbs/05_encoder.ipynb #da01f510
-import contextlib, hashlib, inspect, logging, re, warnings
+import contextlib, hashlib, inspect, re, warnings
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
-# %% ../nbs/05_encoder.ipynb #c21093a3
-def _drop_records(
-    logger:str, # the logger's name
-    words:str,  # a record whose text holds them is dropped
-) -> Callable:
-    "Keep a logger from saying something; returns the filter"
-    def unlike(record): return words not in record.getMessage()
-    logging.getLogger(logger).addFilter(unlike)
-    return unlike
-
-for logger,words in (('bitsandbytes.backends.cpu.ops', 'kernels-community'),
-                     ('bitsandbytes.autograd._functions', 'MatMul8bitLt: inputs will be cast')): _drop_records(logger, words)
-
-# %% ../nbs/05_encoder.ipynb #bd7dc95c
-@contextlib.contextmanager
-def _hushed(logger:str, words:str) -> Iterator[None]:
-    "`_drop_records` while the context lasts"
-    unlike = _drop_records(logger, words)
-    try: yield
-    finally: logging.getLogger(logger).removeFilter(unlike)
-
-# %% ../nbs/05_encoder.ipynb #5f966b64
+# %% ../nbs/05_encoder.ipynb #165d453e
 import adapters, peft, torch, bitsandbytes as bnb
 import huggingface_hub.constants as hub
 from adapters.composition import AdapterCompositionBlock, Stack
@@ -49,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BitsAndBytesConfig
-from .core import HatenbError, encoder_path, Registry, file_sha256, read_json, whole_file, write_json
+from .core import HatenbError, Registry, encoder_path, hushed, file_sha256, read_json, whole_file, write_json
 
 # %% ../nbs/05_encoder.ipynb #ea2a6278
 class ByteDropout(nn.Module):
@@ -180,7 +159,7 @@ def forward(self:Encoder,
 ) -> Tensor: # [B,L,width] float32 ([N,L,width] after a parting; with `Parallel`, a batch for each adapter, one after the other)
     "The last hidden states, with the active adapters"
     with contextlib.ExitStack() as stack:
-        if self._bare: stack.enter_context(_hushed('adapters.model_mixin', 'none are activated'))
+        if self._bare: stack.enter_context(hushed('adapters.model_mixin', 'none are activated'))
         if setup is not None: stack.enter_context(AdapterSetup(setup))
         if parting is not None: self._part(stack, len(input_ids), *parting)
         stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16))
@@ -208,7 +187,7 @@ def language_head(self:Encoder) -> dict[str,Tensor]|None:
     "The masked-language head of the encoder's checkpoint as weights for `LanguageHead`; none if it has none that is of BERT's form"
     place,local = find_encoder(self.name)
     try:
-        with _hushed('transformers.modeling_utils', 'Some weights of'), torch.random.fork_rng(devices=[]):
+        with hushed('transformers.modeling_utils', 'Some weights of'), torch.random.fork_rng(devices=[]):
             model,info = AutoModelForMaskedLM.from_pretrained(place, local_files_only=local, use_safetensors=True, output_loading_info=True)
     except ValueError: return None                           # no such model for this kind of encoder
     out,size = model.get_output_embeddings(), self.model.get_input_embeddings().weight.shape
@@ -248,7 +227,7 @@ def load_encoder(
     how = dict(local_files_only=local, revision=revision or 'main')
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **how)
-        with _hushed('transformers.modeling_utils', 'Some weights of'):
+        with hushed('transformers.modeling_utils', 'Some weights of'):
             model,info = AutoModel.from_pretrained(place, dtype=dtype, quantization_config=config, device_map={'': str(device)},
                 use_safetensors=True, attn_implementation='eager', output_loading_info=True, **how)
     except (OSError,ValueError,SafetensorError) as e: raise _load_failure(name, local, e) from e
@@ -630,7 +609,7 @@ def activate(self:Encoder,
         for p in self.model.parameters(): p.requires_grad_(id(p) in learning)
     elif self.backend == 'adapters':
         if not isinstance(setup, AdapterCompositionBlock): setup = None if not names else names[0] if len(names) == 1 else Stack(*names)
-        with _hushed('adapters.model_mixin', 'none are activated'): self.model.set_active_adapters(setup)
+        with hushed('adapters.model_mixin', 'none are activated'): self.model.set_active_adapters(setup)
 
 # %% ../nbs/05_encoder.ipynb #a6ef8c88
 @patch

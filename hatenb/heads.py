@@ -127,6 +127,7 @@ class HeadConfig:
     loss: str = ''                  # a registered loss; empty: the usual one of the task's kind
     loss_options: dict = field(default_factory=dict)
     threshold: float = .5           # from which probability on an output counts as given
+    extra: int = 0                  # features of a post that are appended to the pooled state, e.g. of a lexicon
 
 # %% ../nbs/03_heads.ipynb #2344da6d
 poolings = Registry('pooling')
@@ -174,14 +175,15 @@ class Head(nn.Module):
         frequencies:dict):    # what was counted in the training split, see `frequencies`
         super().__init__()
         self.task,self.config = task,config
-        self.net = mlp(width, config.hidden, len(task.outputs), config.dropout)
+        self.net = mlp(width+config.extra, config.hidden, len(task.outputs), config.dropout)
         self.pool = poolings[config.pooling]
         for k,v in self.counted(frequencies).items(): self.register_buffer(k, torch.tensor(v, dtype=torch.float32))
 
     def counted(self, frequencies): return {}
     def forward(self, states, batch):
         "[B, outputs] logits, from states [B, L, d]"
-        return self.net(self.pool(states.float(), batch['token_word']))
+        x = self.pool(states.float(), batch['token_word'])
+        return self.net(torch.cat([x, batch['extra']], -1) if self.config.extra else x)
     def predict(self, logits, batch):
         "The columns of the predictions table, each a list with one entry a post"
         raise NotImplementedError

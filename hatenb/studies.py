@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 # %% ../nbs/10_studies.ipynb #34a5b9f9
 from .balancing import balancers
 from .baselines import baseline_tables, baselines
-from .batches import Posts, augmented, encode, encoded_corpus, truncation
+from .batches import Posts, augmented, encode, encoded_corpus, lexicon_features, read_lexicon, truncation
 from .composing import adapter_name, fusion_attention, make_sharing, shared_model, sharings
-from .core import (HatenbError, digest, progress, provenance, read_json, derive_seed, resolve_device, resolve_dtype, seed_everything, settings,
+from .core import (HatenbError, digest, progress, provenance, read_json, derive_seed, file_sha256, resolve_device, resolve_dtype, seed_everything, settings,
                          whole_file, write_json)
 from .corpora import corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
@@ -53,6 +53,7 @@ class RunConfig:
     balancing: str = 'equal'             # a registered rule
     balancing_options: dict = field(default_factory=dict)
     regularisers: dict = field(default_factory=dict) # name → options
+    lexicon: str = ''                    # a CSV of terms, whose counts heads that look at whole posts are given
     augment: dict = field(default_factory=dict)      # changed copies of the training posts: options of `augmented`; empty: none
     train: TrainConfig = field(default_factory=TrainConfig)
     limit: int|None = None               # posts used of each split (default: all)
@@ -140,6 +141,9 @@ def run_corpora(config:RunConfig, tokenizer) -> dict:
         ds = encoded_corpus(c, tokenizer, config.max_length)
         out[c] = {k: d if config.limit is None else d.shuffle(seed=0).select(range(min(config.limit, len(d)))) for k,d in ds.items() if k in ('train','validation','test')}
         if config.augment: out[c]['train'] = concatenate_datasets([out[c]['train'], _copies(config, out[c]['train'], tokenizer)])
+        if config.lexicon:
+            lexicon = read_lexicon(config.lexicon)
+            out[c] = {k: d.add_column('extra', lexicon_features(d['words'][:], lexicon).tolist()) for k,d in out[c].items()}
     return out
 
 def _copies(config, train, tokenizer):
@@ -153,6 +157,7 @@ def head_config(config:RunConfig, task:Task) -> HeadConfig:
     "The settings of a task's head"
     d = dict(config.heads.get(task.name, {}))
     if 'hidden' in d: d['hidden'] = tuple(d['hidden'])
+    if config.lexicon and task.kind not in ('tokens','language'): d['extra'] = len(read_lexicon(config.lexicon)[1])
     return _from_dict(HeadConfig, d, f'heads, {task.name}')
 
 # %% ../nbs/10_studies.ipynb #7deaad38
@@ -358,6 +363,7 @@ def run(
         record = dict(id=config.id, config=config.to_dict(),
                       metrics={split: evaluate(t) for split,t in tables.items()},
                       corpora={c: dict(checksum=corpus_checksum(c), posts={s: int((t.corpus == c).sum()) for s,t in tables.items()}) for c in config.corpora},
+                      **({'lexicon': dict(sha256=file_sha256(config.lexicon), categories=read_lexicon(config.lexicon)[1])} if config.lexicon else {}),
                       **({'sources': [read_record(f/'record.json')['id'] for f in sources]} if sources else {}), **parts, provenance=made_by)
         if accelerator.is_main_process:
             for split,t in tables.items(): save_predictions(t, folder/'predictions'/f'{split}.parquet')

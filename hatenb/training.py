@@ -382,7 +382,7 @@ def fit(self:Trainer) -> list[dict]:
             p.posts += sum(map(len, rows.values()))
             p.step += 1
             for n,v in losses.items(): p.sums[n],p.counts[n] = p.sums.get(n, 0.)+v,p.counts.get(n, 0)+1
-            if bar is not None: bar.update(); bar.set_postfix({k.rpartition('/')[2]: f'{v:.3f}' for k,v in losses.items()}, refresh=False)
+            if bar is not None: bar.update(); bar.set_postfix({k.partition('/')[2] or k: f'{v:.3f}' for k,v in losses.items()}, refresh=False)
             if p.step % self.epoch_steps == 0: self.balancer.after_epoch(self.look()['losses'], epoch); self.save()
             elif p.step % c.checkpoint_steps == 0: self.save()
     if bar is not None: bar.close()

@@ -8,6 +8,7 @@ from hypothesis import given, settings as hsettings, strategies as st
 
 from hatenb import studies
 from hatenb.baselines import baselines
+from hatenb.batches import Posts
 from hatenb.core import HatenbError
 from hatenb.corpora import gold_columns
 from hatenb.evaluation import evaluate, load_predictions
@@ -307,3 +308,25 @@ train = {epochs = 1, batch_size = 8, lr = {low = 1e-4, high = 1e-2, log = true}}
     best = chosen_run(records)
     assert best['chosen']['validation'] == max(r['chosen']['validation'] for r in records) and f"best on validation for mini/label: {best['id']}" in out.stdout
     with pytest.raises(HatenbError, match='scored on validation'): chosen_run([])
+
+
+def test_a_lexicon_is_counted_and_helps(tmp_path):
+    (tmp_path/'terms.csv').write_text('term,category\n' + '\n'.join(f'slur{i},slur' for i in range(1, 9)) + '\nkind words,kind\n')
+    base = dict(tasks=['mini/label', 'mini/rationale'], method='frozen', limit=96, train=dict(epochs=6, batch_size=16, head_lr=2e-2))
+    with_terms, without = (RunConfig.from_dict({**base, **more}) for more in (dict(lexicon=str(tmp_path/'terms.csv')), {}))
+    a, b = (run(c, tmp_path/'runs') for c in (with_terms, without))
+    assert a['lexicon']['categories'] == ['kind', 'slur']
+    assert a['cost']['head_parameters'] == b['cost']['head_parameters'] + 2*3          # the label's head only
+    assert a['history'][-1]['losses']['mini/label'] < b['history'][-1]['losses']['mini/label']
+    model = load_run(tmp_path/'runs'/with_terms.id)
+    corpora = run_corpora(with_terms, model.encoder.tokenizer)
+    t = predict(model, {'mini': Posts(corpora['mini']['test'], 'mini', model.encoder.tokenizer.pad_token_id)})
+    stored = load_predictions(tmp_path/'runs'/with_terms.id/'predictions'/'test.parquet')
+    for x, y in zip(t.label_prob, stored.label_prob): np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize('text,words', [(None, 'no such lexicon'), ('word,kind\na,b\n', 'no column `term`'), ('term\na\n \n', 'line 3'), ('', 'no column')])
+def test_a_lexicon_that_cannot_be_used(tmp_path, text, words):
+    from hatenb.batches import read_lexicon
+    if text is not None: (tmp_path/'t.csv').write_text(text)
+    with pytest.raises(HatenbError, match=words): read_lexicon(tmp_path/'t.csv')
