@@ -84,6 +84,7 @@ class TrainConfig:
     schedule: str = 'linear'      # linear, cosine or constant
     warmup: float = .06           # share of the steps in which the learning rates rise
     head_warmup: int = 0          # steps in which only the heads learn
+    head_warmup_epochs: float = 0.# and epochs of that
     layer_decay: float = 1.       # each layer's learning rate over that of the layer above it
     clip: float = 1.              # largest norm of the gradient
     temperature: float = 1.       # of the sampling over corpora, see `Sampling`
@@ -131,11 +132,12 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     "AdamW with a group for the heads, one for the adapters and one for a balancing rule that learns; and the scheduler over them"
     named = model.trainable()
+    still = config.head_warmup + round(config.head_warmup_epochs*total/config.epochs)
     layers = layer_numbers([k for k in named if k.startswith('encoder.')])
     groups = [(config.head_lr, config.weight_decay, 0, [p for k,p in named.items() if k.startswith('heads.')]),
-              *((config.lr*config.layer_decay**(max(layers.values())-depth), config.weight_decay, config.head_warmup, [named[k] for k,d in layers.items() if d == depth])
+              *((config.lr*config.layer_decay**(max(layers.values())-depth), config.weight_decay, still, [named[k] for k,d in layers.items() if d == depth])
                 for depth in (sorted(set(layers.values())) if config.layer_decay != 1 else ())),
-              (config.lr, config.weight_decay, config.head_warmup, [named[k] for k in layers] if config.layer_decay == 1 else []),
+              (config.lr, config.weight_decay, still, [named[k] for k in layers] if config.layer_decay == 1 else []),
               (config.head_lr, 0., 0, list(balancer.parameters()))]      # a decay would draw a rule's parameters to 0, which means something
     groups = [g for g in groups if g[3]]
     optimizer = torch.optim.AdamW([dict(params=p, lr=lr, weight_decay=decay) for lr,decay,_,p in groups])

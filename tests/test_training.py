@@ -178,6 +178,16 @@ def test_each_layer_has_its_own_rate():
     trainer.fit()
 
 
+@pytest.mark.parametrize('given', [dict(head_warmup=4), dict(head_warmup_epochs=2), dict(head_warmup=2, head_warmup_epochs=1)])
+def test_adapters_wait_for_the_heads_by_steps_or_epochs(small, given):
+    from hatenb.training import Trainer
+    model, posts = small
+    trainer = Trainer(model, posts, TrainConfig(epochs=3, steps=2, batch_size=4, **given))
+    factors = []
+    for step in range(6): factors.append([g['lr'] for g in trainer.optimizer.param_groups]); trainer.optimizer.step(); trainer.scheduler.step()
+    assert [f[1] > 0 for f in factors] == [False]*4 + [True]*2 and factors[0][0] > 0
+
+
 def test_weights_are_kept_by_the_mean_over_references(small):
     from hatenb.training import Trainer
     model, posts = small
