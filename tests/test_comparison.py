@@ -1,0 +1,100 @@
+"Comparing two runs: against a plain loop and scipy, what the null gives, what is refused, and the command"
+import subprocess, sys, os
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import bootstrap
+from sklearn.metrics import f1_score
+
+from hatenb.comparison import compare, mcnemar, paired_bootstrap
+from hatenb.core import HatenbError
+from hatenb.corpora import load_corpus
+from hatenb.evaluation import resamples, task_statistics
+from hatenb.studies import RunConfig, run
+
+
+def predicted(seed, right=.7, corpus='mini', posts=None):
+    "Predictions of the label and the targets of real rows of the mini corpus, right in a share of the posts"
+    rng = np.random.default_rng(seed)
+    ds = load_corpus(corpus)['test'] if posts is None else posts
+    y, n = np.array(ds['label']), len(ds)
+    said = np.where(rng.random(n) < right, y, (y+rng.integers(1, 3, n)) % 3)
+    target = np.array(ds['target'])
+    p = np.clip(np.abs(target-(rng.random(target.shape) < 1-right))*.6+.2+rng.normal(0, .05, target.shape), 0, 1).astype(np.float32)
+    return pd.DataFrame(dict(corpus=corpus, id=ds['id'], label=y, target=list(target), label_prob=list(np.eye(3)[said]*.7+.1), target_prob=list(p)))
+
+
+def test_intervals_are_those_of_a_plain_loop():
+    a, b = predicted(0), predicted(1, .85)
+    W, n = resamples(len(a), 200, 0), len(a)
+    ya, yb = (np.stack(t.label_prob).argmax(1) for t in (a, b))
+    drawn = []
+    for w in W.astype(int):
+        i = np.repeat(np.arange(n), w)
+        drawn.append(f1_score(a.label[i], yb[i], average='macro')-f1_score(a.label[i], ya[i], average='macro'))
+    row = compare(a, b, count=200).query("metric == 'macro_f1' and task == 'mini/label'").iloc[0]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    assert row.low == pytest.approx(low, abs=1e-6) and row.high == pytest.approx(high, abs=1e-6)
+    p = min(1, 2*(1+min(sum(d <= 0 for d in drawn), sum(d >= 0 for d in drawn)))/201)
+    assert row.p == pytest.approx(p, abs=.02)                       # a draw may be a rounding away from zero
+
+
+def test_accuracy_agrees_with_scipys_bootstrap():
+    a, b = predicted(0), predicted(1, .8)
+    right = [(np.stack(t.label_prob).argmax(1) == t.label).to_numpy(float) for t in (a, b)]
+    theirs = bootstrap((right[1]-right[0],), np.mean, method='percentile', n_resamples=4000, random_state=0).confidence_interval
+    row = compare(a, b, count=4000).query("metric == 'accuracy'").iloc[0]
+    assert row.low == pytest.approx(theirs.low, abs=.02) and row.high == pytest.approx(theirs.high, abs=.02)
+
+
+def test_a_run_against_itself():
+    a = predicted(0)
+    t = compare(a, a.sample(frac=1, random_state=0), count=200)      # in any order
+    assert (t.difference == 0).all() and (t.p == 1).all() and (t.better == '').all()
+
+
+def test_by_chance_few_differences_look_sure():
+    "Two runs of the same quality: p below .05 in about one of twenty cases"
+    y, rng, ps = np.zeros(150), np.random.default_rng(0), []
+    for _ in range(120):
+        a, b = (rng.random(150) < .7 for _ in range(2))
+        f, g = ({'accuracy': (lambda W, v=v.astype(np.float32): W @ v/W.sum(1))} for v in (a, b))
+        ps.append(paired_bootstrap(f, g, 150, 400, seed=int(rng.integers(1e6))).p[0])
+    assert .0 <= np.mean(np.array(ps) < .05) < .13
+
+
+def test_corrected_values_are_benjamini_and_hochbergs():
+    t = compare(predicted(0), predicted(1, .8), count=300)
+    p, n = t.p.to_numpy(), len(t)
+    order = np.argsort(p)
+    by_hand = np.empty(n)
+    low = 1.
+    for rank, i in reversed(list(enumerate(order, 1))): low = min(low, p[i]*n/rank); by_hand[i] = low
+    np.testing.assert_allclose(t.corrected, by_hand)
+
+
+def test_mcnemar_by_hand():
+    assert mcnemar([1]*5, [1]*5) == (0, 0, 1.)
+    only_a, only_b, p = mcnemar([1]*8+[0]*1+[1]*20, [0]*8+[1]*1+[1]*20)
+    assert (only_a, only_b) == (8, 1) and p == pytest.approx(2*10/2**9)
+
+
+def test_what_cannot_be_compared():
+    a = predicted(0)
+    with pytest.raises(HatenbError, match='same posts') as e: compare(a, a.drop(index=3), count=10)
+    assert f"mini/{a.id[3]}" in str(e.value)
+    with pytest.raises(HatenbError, match='share no task'): compare(a.drop(columns=['target_prob']), a.drop(columns=['label_prob']), count=10)
+    with pytest.raises(HatenbError, match='there twice'): compare(a, pd.concat([a, a.iloc[:1]]), count=10)
+
+
+def test_the_command(tmp_path):
+    folders = [tmp_path/'runs'/run(RunConfig(('mini/label', 'mini/target'), m), tmp_path/'runs')['id'] for m in ('majority', 'tfidf')]
+    def command(*args): return subprocess.run([sys.executable, '-c', 'from hatenb.cli import main; main()', 'compare', *map(str, args)], capture_output=True, text=True, env={**os.environ, 'HATENB_QUIET': '1'})
+    done = command(*folders, '--resamples', 200, '--out', tmp_path/'t.csv')
+    assert done.returncode == 0, done.stderr[-2000:]
+    t = pd.read_csv(tmp_path/'t.csv')
+    assert folders[1].name in done.stdout and 'mini/label macro F1 ↑' in done.stdout and '*' in done.stdout
+    assert set(t.task) == {'mini/label', 'mini/target'} and (t[t.metric == 'macro_f1'].better == 'b').all()
+    failed = command(folders[0], tmp_path/'nowhere')
+    assert failed.returncode == 1 and 'cannot be read' in failed.stderr and 'Traceback' not in failed.stderr
