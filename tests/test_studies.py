@@ -1,6 +1,8 @@
 "Runs and studies: what decides a result, what is skipped, set aside, published, and how damage is told"
 import dataclasses, json, os, shutil, subprocess, sys
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -331,3 +333,9 @@ def test_a_lexicon_that_cannot_be_used(tmp_path, text, words):
     from hatenb.batches import read_lexicon
     if text is not None: (tmp_path/'t.csv').write_text(text)
     with pytest.raises(HatenbError, match=words): read_lexicon(tmp_path/'t.csv')
+
+
+@pytest.mark.parametrize('file', sorted((Path(__file__).parent.parent/'studies').glob('*.toml')), ids=lambda f: f.stem)
+def test_every_study_of_the_project_can_be_read(file):
+    study = Study.load(file)
+    assert study.name == file.stem and study.title and len({r.id for r in study.runs}) == len(study.runs) > 1
