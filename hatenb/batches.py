@@ -14,15 +14,15 @@ import csv, json, os, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+# %% ../nbs/02_batches.ipynb #0f4a17e2
+from .core import HatenbError, derive_seed, digest, quiet, settings
+from .corpora import corpus_checksum, gc_paused, load_corpus
+
 # %% ../nbs/02_batches.ipynb #dfbd7d34
 import numpy as np, pyarrow as pa, torch
 import datasets
 from datasets import Dataset, DatasetDict
 from transformers import DataCollatorForLanguageModeling
-
-# %% ../nbs/02_batches.ipynb #0f4a17e2
-from .core import HatenbError, derive_seed, digest, quiet, settings
-from .corpora import corpus_checksum, gc_paused, load_corpus
 
 # %% ../nbs/02_batches.ipynb #4857f0a3
 def _tokenize(posts, tokenizer, max_length):

@@ -14,19 +14,19 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, Callable
 
-# %% ../nbs/08_composing.ipynb #761bb3bb
-import adapters, numpy as np, pandas as pd, torch
-from adapters.composition import BatchSplit, Fuse, Stack
-from adapters.methods.lora import LoRALinear, MTLLoRA
-from adapters.methods.modeling import BertFusion
-from torch import Tensor, nn
-
 # %% ../nbs/08_composing.ipynb #c68e30a3
 from .batches import Posts, collate, sorted_batches
 from .core import HatenbError, Registry
 from .encoder import Composite, Encoder, adapter_methods
 from .merging import bottlenecks, interference, lora_updates, merge_adapters, search_weights, short_layer
 from .training import Model
+
+# %% ../nbs/08_composing.ipynb #761bb3bb
+import adapters, numpy as np, pandas as pd, torch
+from adapters.composition import BatchSplit, Fuse, Stack
+from adapters.methods.lora import LoRALinear, MTLLoRA
+from adapters.methods.modeling import BertFusion
+from torch import Tensor, nn
 
 # %% ../nbs/08_composing.ipynb #a24189c4
 class RoutedModel(Model):

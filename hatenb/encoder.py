@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Callable
 
 # %% ../nbs/05_encoder.ipynb #165d453e
+from .core import HatenbError, Registry, encoder_path, hushed, file_sha256, read_json, whole_file, write_json
+
+# %% ../nbs/05_encoder.ipynb #a8536ef4
 import adapters, peft, torch, bitsandbytes as bnb
 import huggingface_hub.constants as hub
 from adapters.composition import AdapterCompositionBlock, Stack
@@ -28,7 +31,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BitsAndBytesConfig
-from .core import HatenbError, Registry, encoder_path, hushed, file_sha256, read_json, whole_file, write_json
 
 # %% ../nbs/05_encoder.ipynb #ea2a6278
 class ByteDropout(nn.Module):

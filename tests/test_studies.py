@@ -1,6 +1,5 @@
 "Runs and studies: what decides a result, what is skipped, set aside, published, and how damage is told"
 import dataclasses, json, os, shutil, subprocess, sys
-
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +37,8 @@ def copied(neural, tmp_path):
 # ---- configurations
 
 OTHER = dict(tasks=('mini/label', 'mini/rationale'), method='frozen', options=dict(r=3), encoder='other', quantization='nf4', dtype='bfloat16', max_length=64,
-             heads=dict(label=dict(hidden=[8])), balancing='fixed', balancing_options=dict(normalise_steps=3), limit=10, seed=1)
-OTHER_TRAIN = dict(epochs=5, batch_size=7, max_positions=99, lr=.1, head_lr=.2, weight_decay=.3, schedule='cosine', warmup=.5, head_warmup=3, clip=2., temperature=3.,
+             heads=dict(label=dict(hidden=[8])), balancing='fixed', balancing_options=dict(normalise_steps=3), regularisers=dict(vat={}), augment=dict(drop=.2), lexicon='terms.csv', limit=10, seed=1)
+OTHER_TRAIN = dict(epochs=5, batch_size=7, max_positions=99, lr=.1, head_lr=.2, weight_decay=.3, schedule='cosine', warmup=.5, head_warmup=3, head_warmup_epochs=1., layer_decay=.9, class_balanced=True, reference={'mini/label.macro_f1': .5}, clip=2., temperature=3.,
                    steps=4, checkpoint_steps=9, patience=2, smallest_step={'mini/label.macro_f1': .1}, compile=True)
 BASE = RunConfig(('mini/label', 'mini/target'))
 
