@@ -547,8 +547,9 @@ def load_predictions(
     try: table = pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException) as e: raise HatenbError(f'the predictions cannot be read: {e}', path, 'Run the run again.') from None
     if missing := [c for c in ('corpus','id') if c not in table]: raise HatenbError(f'the column {missing[0]!r} is missing', path, 'Name a predictions table.')
+    if not any(c in table for c in gold_columns): return with_gold(table, split)
     if split: check_split(table, split)
-    return table if any(c in table for c in gold_columns) else with_gold(table)
+    return table
 
 def check_split(
     table:pd.DataFrame, # predictions
@@ -556,19 +557,24 @@ def check_split(
 ):
     "Raise `HatenbError` with the posts' ids unless the table has each post of the split, of every corpus in it, once and no other"
     _refuse(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
-    for corpus,t in table.groupby('corpus', sort=False):
-        posts = load_corpus(corpus)[split].to_pandas()[['id']].assign(corpus=corpus)
-        _refuse(posts, f'the post of the {split} split has no prediction', ~posts['id'].isin(t['id']).to_numpy(), 'Predict all posts of the split.')
-        _refuse(t, f'the post is not of the {split} split', ~t['id'].isin(posts['id']).to_numpy(), 'Leave the others out, or name the split they are of.')
+    for corpus,t in table.groupby('corpus', sort=False): _check_posts(t, load_corpus(corpus), split)
+
+def _check_posts(t, corpus, split):
+    posts = pd.DataFrame(dict(corpus=t['corpus'].iloc[0], id=corpus[split]['id'][:]))
+    _refuse(posts, f'the post of the {split} split has no prediction', ~posts['id'].isin(t['id']).to_numpy(), 'Predict all posts of the split.')
+    _refuse(t, f'the post is not of the {split} split', ~t['id'].isin(posts['id']).to_numpy(), 'Leave the others out, or name the split they are of.')
 
 def with_gold(
-    table:pd.DataFrame, # predictions without gold columns
+    table:pd.DataFrame,  # predictions without gold columns
+    split:str|None=None, # refuse the table unless it has just the posts of this split
 ) -> pd.DataFrame:
     "Add the gold columns of each post from its corpus"
     _refuse(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
     parts = []
     for corpus,t in table.groupby('corpus', sort=False):
-        gold = pd.concat([ds.select_columns(['id', *(c for c in gold_columns if c in ds.column_names)]).to_pandas() for ds in load_corpus(corpus).values()])
+        posts = load_corpus(corpus)
+        if split: _check_posts(t, posts, split)
+        gold = pd.concat([ds.select_columns(['id', *(c for c in gold_columns if c in ds.column_names)]).to_pandas() for ds in posts.values()])
         if missing := sorted(set(t['id'])-set(gold['id'])):
             raise HatenbError(f'{len(missing)} posts are not in the corpus', f'{corpus}, {", ".join(missing[:5])}', 'Use the corpus that the predictions were made on.')
         parts.append(t.merge(gold, on='id', how='left', validate='one_to_one'))
