@@ -38,6 +38,7 @@ class Metric:
     @property
     def label(self): return f'{self.title} {"↑" if self.higher else "↓"}'
 
+# %% ../nbs/09_evaluation.ipynb #da0ee06a
 _paper,_eraser,_ours,_notes = 'HateXplain, Mathew et al. 2021', 'ERASER, DeYoung et al. 2020', 'hatenb', "the project's notes"
 _borkan,_guo,_brier = 'Borkan et al. 2019, as in HateXplain', 'Guo et al. 2017', 'Brier 1950'
 _biases = dict(subgroup=('Subgroup', 'toxic against normal posts that name {}'), bpsn=('BPSN', 'normal posts that name {} against toxic posts that name others'),
@@ -61,15 +62,17 @@ _metrics = dict(
     tokens=[('token_f1', 'token F1', 'F1 of the five highest words against the words any annotator marked, mean over posts that are not normal', _eraser),
         ('iou_f1', 'IOU F1', 'the five highest words as spans; a hit covers a gold span by half; F1 of mean precision and mean recall', _eraser),
         ('auprc', 'AUPRC', 'area under the precision-recall curve over words, mean over posts', _eraser),
-        ('token_f1_thresholded', 'token F1 (p ≥ ½)', 'the same for all words of at least one half, however many', _ours), ('iou_f1_thresholded', 'IOU F1 (p ≥ ½)', 'the same for the spans of words of at least one half', _ours),
+        ('token_f1_thresholded', 'token F1 (p ≥ ½)', 'token F1 of all words of at least one half, however many', _ours), ('iou_f1_thresholded', 'IOU F1 (p ≥ ½)', 'IOU F1 of the spans of words of at least one half', _ours),
         ('rationale_f1_pooled', 'pooled F1', 'mean of the F1 of marked and of unmarked words, all words together', _notes)],
-    regression=[('mse', 'MSE', 'mean squared error', _ours, False), ('rmse', 'RMSE', 'its square root, in the unit of the score', _ours, False), ('r2', 'R²', 'share of the variance explained', _ours),
+    regression=[('mse', 'MSE', 'mean squared error', _ours, False), ('rmse', 'RMSE', 'square root of the mean squared error, in the unit of the score', _ours, False), ('r2', 'R²', 'share of the variance explained', _ours),
         ('pearson', 'Pearson r', 'linear correlation', _ours), ('spearman', 'Spearman ρ', 'rank correlation', _ours),
         ('f1_above_half', 'F1 > ½', 'F1 of score > 0.5, the published line of hate speech; only for the Rasch score', 'Kennedy et al. 2020'),
         ('auc_score_gt_0', 'AUC score > 0', 'how well the prediction orders comments by the sign of their true score, where that is known', _ours)],
     language=[('hidden_accuracy', 'accuracy', 'share of the hidden sub-tokens that were guessed', 'Devlin et al. 2019'), ('perplexity', 'perplexity', 'e to the mean cross-entropy of the hidden sub-tokens', 'Devlin et al. 2019', False)])
 metrics = {kind: {m[0]: Metric(*m) for m in ms} for kind,ms in _metrics.items()}
 main_metric = dict(multiclass='macro_f1', multilabel='macro_f1', tokens='token_f1', regression='pearson', language='hidden_accuracy')
+
+# %% ../nbs/09_evaluation.ipynb #299e9061
 _kinds = dict(label='multiclass', target='multilabel', rationale='tokens', score='regression', text='language')
 
 def metric_of(task:str, name:str) -> Metric:
@@ -95,7 +98,7 @@ def resamples(
     return np.bincount(drawn.ravel(), minlength=count*n).reshape(count, n).astype(np.float32, order='F')   # the weights of a post lie together: metrics take some of the posts
 
 # %% ../nbs/09_evaluation.ipynb #2dbb01d6
-Statistic = Callable[[np.ndarray], np.ndarray]      # weights [B, n] → values [B]
+Statistic = Callable[[np.ndarray], np.ndarray]      # weights [B, n] → values [B]; its `n` is how many posts it is of, where not of all
 
 def _divide(a, b, empty=np.nan):
     a,b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
@@ -108,6 +111,7 @@ def mean_of(values) -> Statistic:
     v = np.asarray(values, np.float32)
     return lambda W: _divide(W @ v, W.sum(1))
 
+# %% ../nbs/09_evaluation.ipynb #d47a2d18
 def on(
     use,         # [n] bool: which posts count
     statistic:Statistic, # of these posts alone
@@ -124,6 +128,7 @@ def counted(
     statistic.n = n
     return statistic
 
+# %% ../nbs/09_evaluation.ipynb #c841d207
 def shared(statistic:Callable) -> Callable:
     "A function of weights that several metrics ask: it remembers its answer to the weights it saw last"
     seen = [None, None]
@@ -422,7 +427,8 @@ def _score_statistics(t):
     if t['corpus'].iloc[0] in ('mhs','mini_mhs'): out['f1_above_half'] = f1_of((y > .5)[:,None], (p > .5)[:,None], 'micro')
     if 'score_gt_0' in t and t['score_gt_0'].notna().any():
         sign = t['score_gt_0'].to_numpy(np.float64)
-        out['auc_score_gt_0'] = lambda W: auc_of(sign == 1, p)(W*(sign >= 0))
+        known = sign >= 0
+        out['auc_score_gt_0'] = on(known, auc_of(sign[known] == 1, p[known]))
     return out, {}, {}
 
 # %% ../nbs/09_evaluation.ipynb #6e4a471c
