@@ -13,7 +13,7 @@ from scipy.stats import binomtest, false_discovery_control
 
 # %% ../nbs/09b_comparison.ipynb #6620bc24
 from .core import HatenbError, progress
-from .evaluation import main_metrics, metric_of, resamples, task_statistics
+from .evaluation import main_metrics, metric_of, recentred, resamples, task_statistics
 
 # %% ../nbs/09b_comparison.ipynb #c46aaa8e
 def paired_bootstrap(
@@ -22,18 +22,18 @@ def paired_bootstrap(
     n:int,        # posts
     count:int=10_000,
     seed:int=0,
-    cells:int=4_000_000, # most weights at once
+    cells:int=1_000_000, # most weights at once
 ) -> pd.DataFrame: # metric, a, b, difference (b − a), low, high, p
     "The shared metrics of two runs and how sure their differences are"
     shared = [m for m in first if m in second]
-    size,drawn = max(1, min(count, cells//n)),{m: [] for m in shared}
+    size,drawn,rng = max(1, min(count, cells//n)),{m: [] for m in shared},np.random.default_rng(seed)
     for i in progress(range(0, count, size), 'resampling', leave=False):
-        W = resamples(n, min(size, count-i), seed+i)
+        W = resamples(n, min(size, count-i), rng)
         for m in shared: drawn[m].append(second[m](W)-first[m](W))
     one,rows = np.ones((1,n), np.float32),[]
     for m in shared:
         a,b,d = float(first[m](one)[0]),float(second[m](one)[0]),np.concatenate(drawn[m])
-        d = d[np.isfinite(d)]
+        d = recentred(d[np.isfinite(d)], b-a, first[m], second[m])
         if not (np.isfinite(a) and np.isfinite(b) and len(d)): continue
         low,high = np.percentile(d, [2.5,97.5])
         p = min(1., 2*(1+min((d <= 0).sum(), (d >= 0).sum()))/(1+len(d)))
@@ -65,8 +65,12 @@ def compare(
     first,second = (t.sort_values(['corpus','id']).reset_index(drop=True) for t in (first, second))
     a,b = task_statistics(first),task_statistics(second)
     if not (tasks := [t for t in a if t in b]): raise HatenbError('the runs share no task', 'compare', 'Compare runs that answer the same question.')
-    parts = [paired_bootstrap(a[t][1], b[t][1], len(a[t][0]), count, seed).assign(task=t) for t in tasks]
+    parts = []
+    for corpus in dict.fromkeys(t.rpartition('/')[0] for t in tasks):     # the tasks of a corpus are resampled together
+        found = [{(t, m): f for t in tasks if t.rpartition('/')[0] == corpus for m,f in x[t][1].items()} for x in (a, b)]
+        parts.append(paired_bootstrap(*found, sum(first['corpus'] == corpus), count, seed))
     out = pd.concat(parts, ignore_index=True)
+    out['task'],out['metric'] = zip(*out['metric'])
     out['corrected'] = false_discovery_control(out['p'])
     higher = [metric_of(t, m).higher for t,m in zip(out['task'], out['metric'])]
     out['better'] = ['b' if (d > 0) == h else 'a' for d,h in zip(out['difference'], higher)]
