@@ -6,20 +6,22 @@ Docs: https://hatenb.github.io/hatenb/calibration.html.md"""
 
 # %% auto #0
 __all__ = ['tempered', 'fit_temperature', 'apply_temperature', 'best_threshold', 'fit_thresholds', 'apply_thresholds',
-           'decisions']
+           'decisions', 'reliability', 'reliability_figure', 'disagreement']
 
 # %% ../nbs/09d_calibration.ipynb #175ef44d
 from pathlib import Path
 
 # %% ../nbs/09d_calibration.ipynb #446be13e
 import numpy as np, pandas as pd
+import matplotlib.pyplot as plt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit, logsumexp, softmax
+from scipy.stats import binomtest, entropy
 
 # %% ../nbs/09d_calibration.ipynb #6188372f
 from .core import HatenbError
-from .corpora import TARGETS
-from .evaluation import check, load_predictions
+from .corpora import LABELS, TARGETS
+from .evaluation import auc_of, calibration_bins, check, load_predictions, rank_correlation_of, resamples
 from .heads import questions
 
 # %% ../nbs/09d_calibration.ipynb #ef0b13c0
@@ -54,11 +56,11 @@ def _answered(table, task):
     return t[t['label'] != 0] if task == 'rationale' else t
 
 def _decisions(t, task):
-    "Log-odds and gold of every decision of the posts, in two flat arrays"
+    "Probability and gold of every decision of the posts, in two flat arrays"
     if task == 'target': p,y = np.stack(t['target_prob']),np.stack(t['target'])
     else: p,y = np.concatenate([*t['rationale_token_prob']]),np.concatenate([np.asarray(g)[np.asarray(w, int)] for g,w in zip(t['rationale_any'], t['rationale_token_word'])])
     asked = ~np.isnan(p)
-    return _log_odds(p[asked]), y[asked].astype(int)
+    return p[asked].astype(np.float64), y[asked].astype(int)
 
 # %% ../nbs/09d_calibration.ipynb #a1689504
 def _likelihood(table, task):
@@ -69,8 +71,8 @@ def _likelihood(table, task):
         own = z[np.arange(len(y)), y]
         f = lambda b: float((logsumexp(b*z, 1)-b*own).mean())
     else:
-        z,y = _decisions(t, task)
-        against = np.where(y > 0, -z, z)                   # log-odds of the wrong answer
+        p,y = _decisions(t, task)
+        against = np.where(y > 0, -1, 1)*_log_odds(p)      # log-odds of the wrong answer
         f = lambda b: float(np.logaddexp(0, b*against).mean())
     if len(np.unique(y)) < 2: raise HatenbError(f'all gold answers of the task {task} are the same', 'calibration', 'Give more posts: one answer says nothing about how sure to be.')
     return f
@@ -108,9 +110,10 @@ def best_threshold(
     order = np.argsort(-p, kind='stable')
     p,tp = p[order],np.cumsum(y[order])
     last = np.append(p[1:] < p[:-1], True)                 # posts of one probability are named together
-    f1 = (2*tp/(np.arange(1, len(p)+1)+y.sum()))[last]
+    f1 = (2*tp/(np.arange(1, len(p)+1)+tp[-1]))[last]
     middles = ((p + np.append(p[1:], 0))/2)[last]
-    at_half = 2*y[p_half].sum()/max(1, p_half.sum()+y.sum()) if (p_half := np.asarray(prob) >= .5).any() else 0.
+    half = p >= .5
+    at_half = 2*tp[half.sum()-1]/(half.sum()+y.sum()) if half.any() and y.any() else 0.
     if f1.max() <= at_half + 1e-12: return .5
     best = middles[f1 >= f1.max()-1e-12]
     return float(best[np.abs(best-.5).argmin()])
@@ -134,9 +137,13 @@ def apply_thresholds(
     if unknown := [c for c in thresholds if c not in TARGETS]: raise HatenbError(f'there is no community {unknown[0]!r}', 'thresholds', f'Known: {", ".join(TARGETS)}.')
     if wrong := [c for c,v in thresholds.items() if not 0 < v < 1]: raise HatenbError(f'the threshold of {wrong[0]} is {thresholds[wrong[0]]}', 'thresholds', 'It lies between 0 and 1.')
     if 'target_prob' not in table: raise HatenbError('there are no predictions of the task target', 'apply_thresholds', 'Give predictions of a run that was asked about targets.')
-    line = _log_odds([thresholds.get(c, .5) for c in TARGETS])
+    line = np.array([thresholds.get(c, .5) for c in TARGETS])
+    def _moved(p):
+        p = np.asarray(p, np.float64)
+        moved = expit(_log_odds(p)-_log_odds(line))
+        return np.where(np.isnan(p), p, np.where(p >= line, np.maximum(moved, .5), np.minimum(moved, np.nextafter(.5, 0))))   # rounding changes no decision
     out = table.copy()
-    out['target_prob'] = pd.Series([p if p is None or np.ndim(p) == 0 else expit(_log_odds(p)-line) for p in out['target_prob']], out.index, dtype=object)
+    out['target_prob'] = pd.Series([p if p is None or np.ndim(p) == 0 else _moved(p) for p in out['target_prob']], out.index, dtype=object)
     return out
 
 # %% ../nbs/09d_calibration.ipynb #d71a2ab6
@@ -150,3 +157,59 @@ def decisions(
     temperatures = {t: fit_temperature(table, t) for t in tasks}
     thresholds = fit_thresholds(apply_temperature(table, temperatures)) if 'target' in tasks else {}
     return dict(temperatures=temperatures, thresholds=thresholds)
+
+# %% ../nbs/09d_calibration.ipynb #b9aa7bb6
+def reliability(
+    table:pd.DataFrame,  # predictions with gold
+    task:str,            # label, target or rationale
+    of:str|None=None,    # a class or a community (default: the class that is given; all decisions together)
+    bins:int=15,         # of equal width
+) -> pd.DataFrame: # of each bin that is not empty: n, confidence (mean probability), share (that is right), low, high (Wilson's 95 % interval of the share)
+    "What a model says and what is so, bin by bin"
+    t = _answered(table, task)
+    outputs = questions[task].outputs if task != 'rationale' else ()
+    if of is not None and of not in outputs: raise HatenbError(f'the task {task} has no output {of!r}', 'reliability', f'Known: {", ".join(outputs) or "none"}.')
+    if task == 'label':
+        p,y = np.stack(t['label_prob']).astype(np.float64),t['label'].to_numpy().astype(int)
+        p,y = (p.max(1), p.argmax(1) == y) if of is None else (p[:,LABELS.index(of)], y == LABELS.index(of))
+    elif of is None: p,y = _decisions(t, task)
+    else: p,y = (np.stack(t[c])[:,TARGETS.index(of)] for c in ('target_prob','target'))
+    if np.isnan(p).any(): raise HatenbError(f'the run was not asked about {of}', 'reliability', 'Name a community that it answered.')
+    rows = pd.DataFrame(dict(confidence=p, share=y)).groupby(calibration_bins(p, bins)).agg(n=('share','size'), confidence=('confidence','mean'), share=('share','mean'))
+    sure = [binomtest(round(n*s), n).proportion_ci(method='wilson') for n,s in zip(rows['n'], rows['share'])]
+    return rows.assign(low=[i.low for i in sure], high=[i.high for i in sure]).reset_index(drop=True)
+
+# %% ../nbs/09d_calibration.ipynb #608678ac
+def reliability_figure(
+    tables:dict[str,pd.DataFrame], # name → predictions with gold, e.g. before and after
+    task:str,
+    panels:tuple=(None,),          # classes or communities; none: the given class, or all decisions
+    bins:int=15,
+):
+    "Reliability diagrams, one panel each, above the number of decisions in the bins"
+    fig,axes = plt.subplots(2, len(panels), figsize=(3*len(panels)+.8, 4.2), sharex=True, sharey='row', squeeze=False, height_ratios=(3,1), layout='constrained')
+    for (ax,below),of in zip(axes.T, panels):
+        ax.plot([0,1], [0,1], color='gray', lw=.8, ls='--')
+        for i,(name,t) in enumerate(tables.items()):
+            r = reliability(t, task, of, bins)
+            ax.errorbar(r['confidence'], r['share'], yerr=[(r['share']-r['low']).clip(0), (r['high']-r['share']).clip(0)], fmt='os^Dv'[i % 5]+'-', ms=4, lw=1, label=name, color=f'C{i}')
+            below.plot(r['confidence'], r['n'], 'os^Dv'[i % 5]+'-', ms=3, lw=1, color=f'C{i}')
+        ax.set(title=of or dict(label='given class', target='all communities', rationale='marked words')[task])
+        below.set(xlabel='probability', yscale='log', xlim=(-.02,1.02))
+    axes[0][0].set_ylabel('share that is so'); axes[1][0].set_ylabel('decisions')
+    axes[0][0].legend(fontsize=8)
+    return fig
+
+# %% ../nbs/09d_calibration.ipynb #5fd0e6c1
+def disagreement(
+    table:pd.DataFrame, # predictions with gold and votes
+    count:int=1000,     # resamples for the 95 % intervals
+    seed:int=0,
+) -> pd.DataFrame: # auc, spearman: value, low, high
+    "How well the entropy of the class probabilities follows the entropy of the annotators' votes"
+    t = _answered(table, 'label')
+    if 'label_dist' not in t or t['label_dist'].isna().any(): raise HatenbError("the annotators' votes are missing", 'disagreement', 'Take predictions on a corpus that keeps them.')
+    model,votes = (entropy(np.stack(t[c]).astype(np.float64), axis=1).round(6) for c in ('label_prob','label_dist'))
+    W,one = resamples(len(t), count, seed),np.ones((1,len(t)), np.float32)
+    found = dict(auc=auc_of(votes > 0, model), spearman=rank_correlation_of(votes, model))
+    return pd.DataFrame({m: [f(one)[0], *np.nanpercentile(f(W), [2.5,97.5])] for m,f in found.items()}, ['value','low','high']).T
