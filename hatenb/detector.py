@@ -6,8 +6,8 @@ Docs: https://hatenb.github.io/hatenb/detector.html.md"""
 
 # %% auto #0
 __all__ = ['readings', 'Words', 'hatexplain_words', 'plain_words', 'reading', 'windows', 'dense_encoder', 'Pass', 'model_passes',
-           'Detector', 'run_parts', 'load_passes', 'calibration', 'join_windows', 'Detection', 'json_line',
-           'Detections', 'masked', 'markdown_table', 'metric_table', 'model_card']
+           'Detector', 'run_parts', 'load_passes', 'join_windows', 'Detection', 'json_line', 'Detections', 'masked',
+           'markdown_table', 'metric_table', 'community_table', 'model_card']
 
 # %% ../nbs/11_detector.ipynb #4a70fde6
 import copy, html, itertools, json, logging, os, re, shutil, tempfile, threading, warnings
@@ -28,9 +28,10 @@ from torch import nn
 
 # %% ../nbs/11_detector.ipynb #064e4196
 from .batches import align, lexicon_features, read_lexicon, tokens_to_words
+from .calibration import decisions
 from .corpora import LABELS, TARGETS, corpora, mask
 from .encoder import Encoder, find_encoder, load_encoder
-from .evaluation import load_predictions, metric_of
+from .evaluation import bias_table, load_predictions, metric_of
 from .heads import questions
 from .merging import lora_updates
 from .reports import shown
@@ -166,7 +167,7 @@ class Detector:
         folder:Path,                # the run, or the bundle
         record:dict,                # the run's
         passes:list[Pass],
-        temperatures:dict|None=None,# task → what its logits are divided by
+        temperatures:dict|None=None,# label, target, rationale → what the logits are divided by
         thresholds:dict|None=None): # community → from which probability on it counts as a target
         if not passes: raise HatenbError('the run answers nothing that can be asked of a post', folder, 'Take a run with the task label, target, rationale or score.')
         self.folder,self.record,self.passes = Path(folder),record,passes
@@ -196,9 +197,13 @@ def from_run(cls:Detector,
     "The detector of a finished run, calibrated on its validation predictions"
     folder = Path(folder)
     record = read_record(folder/'record.json')
-    passes = load_passes(run_parts(folder, record), device, dtype, merge)
-    table = load_predictions(folder/'predictions'/'validation.parquet')
-    return cls(folder, record, passes, **calibration(table))
+    return cls(folder, record, load_passes(run_parts(folder, record), device, dtype, merge), **_decisions(folder, record))
+
+def _decisions(folder, record):
+    if {t.rpartition('/')[2] for t in record['config']['tasks']} == {'score'}: return {}
+    try: return decisions(folder)
+    except HatenbError as e: warnings.warn(f'the probabilities are not calibrated: {e}')
+    return {}
 
 def load_passes(
     parts:list[Path], # folders of finished runs
@@ -211,22 +216,6 @@ def load_passes(
     dtype = resolve_dtype(dtype, device)
     configs = [RunConfig.from_dict(read_record(f/'record.json')['config'], f) for f in parts]
     return [p for f,c in zip(parts, configs) for p in model_passes(load_run(f, device), c, dtype, merge)]
-
-# %% ../nbs/11_detector.ipynb #4c700e87
-def calibration(
-    validation:pd.DataFrame, # predictions on validation posts, with gold
-) -> dict:
-    "What `Detector` wants to know to give honest probabilities: `temperatures` by task, `thresholds` by community"
-    temperatures,thresholds = {},{}
-    try: from hatenb.calibration import fit_temperature, fit_thresholds, tempered
-    except ImportError: return dict(temperatures=temperatures, thresholds=thresholds)
-    for q in ('label','target'):
-        if f'{q}_prob' in validation: temperatures[q] = float(fit_temperature(validation, q))
-    if 'target' in temperatures:
-        asked = validation[validation['target_prob'].notna()]
-        even = tempered(np.stack(asked['target_prob']), temperatures['target'], questions['target'].kind)
-        thresholds = {k: float(v) for k,v in fit_thresholds(asked.assign(target_prob=list(even))).items()}
-    return dict(temperatures=temperatures, thresholds=thresholds)
 
 # %% ../nbs/11_detector.ipynb #01c6448f
 def _padded(rows, fill):
@@ -244,7 +233,7 @@ def _encoded(p:Pass, posts:list[Words]):
     return [(i, *w) for i,(a,b) in enumerate(zip(ids, token_word)) for w in windows(a, b, p.max_length)], extra
 
 @torch.inference_mode()
-def _predicted(p:Pass, posts:list[Words], batch_size:int) -> list[list[dict]]:
+def _predicted(p:Pass, posts:list[Words], temperatures:dict, batch_size:int) -> list[list[dict]]:
     "For each post: for each of its windows the columns that the heads predict, and `token_word`"
     cut,extra = _encoded(p, posts)
     out = [[] for _ in posts]
@@ -258,7 +247,7 @@ def _predicted(p:Pass, posts:list[Words], batch_size:int) -> list[list[dict]]:
         found = {}
         logits = p.logits(batch)
         for task,head in p.heads.items():
-            for k,v in head.predict(logits[task], batch).items(): found[k] = fill(found[k], v) if k in found else v
+            for k,v in head.predict(logits[task]/temperatures.get(head.task.name, 1.), batch).items(): found[k] = fill(found[k], v) if k in found else v
         for j,r in enumerate(rows): columns[r] = {k: v[j] for k,v in found.items()} | dict(token_word=[w for w in words[j] if w >= 0])
     for (post,*_),c in zip(cut, columns): out[post].append(c)
     return out
@@ -289,23 +278,15 @@ def _rounded(x): return round(float(x), 6)
 def _detection(self:Detector, text:str, found:dict, words:Words, n_windows:int) -> Detection:
     "The joined answers as plain data"
     out = Detection(text=text)
-    if (p := self._tempered(found, 'label')) is not None:
+    if (p := found.get('label_prob')) is not None:
         out |= dict(label=LABELS[int(np.argmax(p))], label_prob=dict(zip(LABELS, map(_rounded, p))))
-    if (p := self._tempered(found, 'target')) is not None:
+    if (p := found.get('target_prob')) is not None:
         known = {t: _rounded(v) for t,v in zip(TARGETS, p) if not np.isnan(v)}
         out |= dict(targets=[t for t,v in known.items() if v >= self.thresholds.get(t, .5)], target_prob=known)
     if 'rationale' in found:
         out['rationale'] = [dict(word=text[a:b], start=a, end=b, weight=_rounded(w)) for w,(a,b) in zip(found['rationale'], words.spans) if w >= .5]
     if 'score' in found: out['severity'] = _rounded(found['score'])
     return Detection(out, windows=n_windows)
-
-@patch
-def _tempered(self:Detector, found, task):
-    "The task's probabilities after its temperature"
-    p,t = found.get(f'{task}_prob'),self.temperatures.get(task, 1.)
-    if p is None or t == 1.: return p
-    from hatenb.calibration import tempered
-    return tempered(np.asarray(p)[None], t, questions[task].kind)[0]
 
 # %% ../nbs/11_detector.ipynb #6b093914
 @patch
@@ -317,7 +298,7 @@ def _chunk(self:Detector, texts:list[str], batch_size:int) -> list[Detection]:
         how = reading(p.corpus)
         if how not in read: read[how] = list(map(how, texts))
         if any(h.task.name == 'rationale' for h in p.heads.values()): rationale = rationale or how
-        with self.lock: columns = _predicted(p, read[how], batch_size)
+        with self.lock: columns = _predicted(p, read[how], self.temperatures, batch_size)
         for i,(c,w) in enumerate(zip(columns, read[how])):
             new = join_windows(c, len(w.words))
             # parts of the targets come from several passes; where two corpora answer a question, the first is heard
@@ -524,6 +505,17 @@ def metric_table(
                 rows.append({'task': task, 'metric': metric_of(task, m).label, 'value': float(v['value']), '95 % interval': '–' if v['low'] is None else f'{v["low"]:.3f} to {v["high"]:.3f}', 'posts': v['n']})
     return pd.DataFrame(rows)
 
+def community_table(
+    folder:Path, # of a run
+) -> pd.DataFrame|None:
+    "How well toxic posts are told from normal ones, community by community, on the test posts; none if the run has no such predictions"
+    try:
+        table = load_predictions(folder/'predictions'/'test.parquet')
+        found = bias_table(table[table['corpus'] == table['corpus'].iloc[0]])
+    except HatenbError: return None
+    cell = lambda r, k: '–' if np.isnan(r[f'{k}_auc']) else f'{r[f"{k}_auc"]:.3f} [{r[f"{k}_low"]:.3f}, {r[f"{k}_high"]:.3f}]'
+    return pd.DataFrame([{'community': name, 'posts': int(r['n']), 'normal': int(r['n_normal']), **{f'{k} AUC': cell(r, k) for k in ('subgroup','bpsn','bnsp')}} for name,r in found.iterrows()])
+
 def model_card(
     detector:Detector,
     n_bytes:int=0,                          # of the files that are loaded
@@ -541,6 +533,7 @@ def model_card(
         'Data': markdown_table(data),
         'Quality': 'On the test split, which was read once, after the choice on validation posts. Intervals: bootstrap over posts.\n\n' + markdown_table(metric_table(r)),
         **({'Calibration': 'Fitted on validation posts. Probabilities are given after their temperature; a community is named from its threshold on.\n\n' + markdown_table(settled)} if len(settled) else {}),
+        **({'Bias': f'{_bias_text}\n\n{markdown_table(bias)}'} if (bias := community_table(detector.folder)) is not None else {}),
         **{title: markdown_table(t) for title,t in (tables or {}).items()}, 'Intended use': _use_text, 'Limits': _limits_text}
     head = ['---', 'license: mit', 'library_name: hatenb', 'language: en', 'pipeline_tag: text-classification', 'tags: [hate-speech, adapters, rationales, content-moderation]', '---', '']
     return '\n'.join([*head, f'# hatenb detector: {r["id"]}', '', *(line for title,text in sections.items() for line in (f'## {title}', '', text, ''))])
@@ -554,6 +547,8 @@ detector = Detector.from_pretrained('this folder, or its name on the hub')
 detector('a post')                       # a dictionary; in a notebook it draws itself
 detector(['many', 'posts']).frame()      # a table
 ~~~'''
+_bias_text = '''How well toxic test posts (hate or offensive) are told from normal ones: among posts that name a community (subgroup), where normal posts name it and toxic ones name others
+(BPSN), and the other way round (BNSP); AUC with 95 % intervals. Rows with few normal posts say little.'''
 _use_text = '''Research on hate speech and its detection; sorting posts for people who then decide; measuring how often such language occurs in a body of texts. The rationale words are there so that a
 person can see what the verdict rests on, and overrule it.'''
 _limits_text = '''- It must not decide alone about people or their posts: look at its error rates above first, and at those for the communities that you care about.
