@@ -95,7 +95,7 @@ def make_app(
             body += piece
             if len(body) > 12*most+1000: return _no(413, f'the post is longer than {most:,} characters')    # a character is at most 12 bytes of JSON
         try: given = json.loads(body)
-        except ValueError: return _no(400, 'this is not JSON')
+        except (ValueError, RecursionError): return _no(400, 'this is not JSON')
         text = given.get('text') if isinstance(given, dict) else None
         if not isinstance(text, str): return _no(422, 'give {"text": "a post"}')
         if len(text) > most: return _no(413, f'the post is longer than {most:,} characters')
