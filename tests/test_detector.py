@@ -1,5 +1,5 @@
 "The detector with hostile posts, other ways of sharing, bundles that were tampered with, and a hub that is not there"
-import base64, contextlib, itertools, json, resource, shutil, threading
+import base64, contextlib, json, resource, shutil, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -43,7 +43,7 @@ test_posts.__test__ = False
 
 # ---------------------------------------------------------------- reading
 
-@hypothesis_settings(deadline=None, max_examples=200)
+@hypothesis_settings(deadline=None, max_examples=100)
 @given(st.text(st.characters(), max_size=60))
 def test_any_string_is_read_and_its_words_stand_where_they_say(text):
     for read in (hatexplain_words, plain_words):
@@ -141,14 +141,14 @@ def test_order_and_company_do_not_matter(detector):
 def test_ten_thousand_posts_in_constant_memory(detector):
     detector.passes, kept = [p for p in detector.passes if p.corpus == 'mini_mhs'], detector.passes     # the way is the same, the heads are fewer
     try:
-        read = itertools.count()
-        texts = (next(read) and 'a b' or 'c' for _ in range(10_000))
-        answers, peaks = detector.stream(texts, batch_size=256, chunk=500), []
-        for i, a in enumerate(answers):
+        read, peaks = [0], []
+        def texts():
+            for read[0] in range(1, 10_001): yield 'a b'
+        for i, a in enumerate(detector.stream(texts(), batch_size=250, chunk=500)):
+            assert read[0]-i <= 500                     # never more than a chunk ahead
             if i % 1000 == 999: peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-            assert next(read)-i <= 1001+i      # no more than a chunk ahead; this count goes up by two an answer
     finally: detector.passes = kept
-    assert i == 9999 and peaks[-1]-peaks[1] < 50_000
+    assert i == 9999 and peaks[-1]-peaks[1] < 50_000    # kilobytes
 
 
 def test_slurs_are_masked_wherever_they_are_shown(detector):
@@ -162,16 +162,16 @@ def test_slurs_are_masked_wherever_they_are_shown(detector):
 
 # ---------------------------------------------------------------- ways of sharing
 
-@pytest.mark.parametrize('config', [dict(method='parallel'), dict(method='seq_bn'), dict(quantization='nf4'), dict(method='mtl_lora'), dict(method='peft_lora'), dict(method='full'), dict(method='frozen'),
-                                    dict(method='branch', options=dict(layer=3))], ids=lambda c: '-'.join(map(str, c.values())))
+@pytest.mark.parametrize('config', [dict(method='parallel'), dict(method='seq_bn'), dict(quantization='nf4'), dict(method='peft_lora'), dict(method='full'), dict(method='branch', options=dict(layer=3))], ids=lambda c: '-'.join(map(str, c.values())))
 def test_every_way_of_sharing(runs, config):
     d = Detector.from_run(made(runs, tasks=['mini/label', 'mini/target:1/4', 'mini/target:2/4'], **config), dtype='float32')
-    a = d(test_posts()[:3])
+    texts = test_posts()[:3]
+    a = d(texts)
     assert all({'label', 'targets'} <= set(x) and 'severity' not in x and 'rationale' not in x for x in a)
     assert 0 < len(a[0]['target_prob']) < len(TARGETS)
-    slow = Detector.from_run(d.folder, merge=False)(test_posts()[:3])
+    slow = Detector.from_run(d.folder, merge=False)(texts)
     for x, y in zip(a, slow): np.testing.assert_allclose(list(x['label_prob'].values()), list(y['label_prob'].values()), atol=1e-4)
-    if config.get('method') in ('parallel', 'peft_lora', 'full', 'frozen'): assert all(p.dense is not None for p in d.passes)
+    if config.get('method') in ('parallel', 'peft_lora', 'full'): assert all(p.dense is not None for p in d.passes)
 
 
 def test_merged_and_joined_runs(runs, tmp_path):
