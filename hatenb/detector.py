@@ -6,8 +6,8 @@ Docs: https://hatenb.github.io/hatenb/detector.html.md"""
 
 # %% auto #0
 __all__ = ['readings', 'page_style', 'Words', 'hatexplain_words', 'plain_words', 'reading', 'windows', 'dense_encoder', 'Pass',
-           'model_passes', 'Detector', 'run_parts', 'load_passes', 'join_windows', 'Detection', 'json_line',
-           'Detections', 'masked', 'markdown_table', 'metric_table', 'community_table', 'model_card']
+           'model_passes', 'Detector', 'run_parts', 'rationale_threshold', 'load_passes', 'join_windows', 'Detection',
+           'json_line', 'Detections', 'masked', 'markdown_table', 'metric_table', 'community_table', 'model_card']
 
 # %% ../nbs/11_detector.ipynb #4a70fde6
 import copy, html, itertools, json, logging, os, re, shutil, tempfile, threading, warnings
@@ -28,10 +28,10 @@ from torch import nn
 
 # %% ../nbs/11_detector.ipynb #064e4196
 from .batches import align, lexicon_features, read_lexicon, tokens_to_words
-from .calibration import decisions
+from .calibration import apply_temperature, best_threshold, decisions
 from .corpora import LABELS, TARGETS, corpora, mask
 from .encoder import Encoder, find_encoder, load_encoder
-from .evaluation import bias_table, load_predictions, metric_of
+from .evaluation import bias_table, load_predictions, metric_of, word_probabilities
 from .heads import questions
 from .merging import lora_updates
 from .reports import shown
@@ -168,7 +168,7 @@ class Detector:
         record:dict,                # the run's
         passes:list[Pass],
         temperatures:dict|None=None,# label, target, rationale → what the logits are divided by
-        thresholds:dict|None=None): # community → from which probability on it counts as a target
+        thresholds:dict|None=None): # community → from which probability on it counts as a target; rationale → a word as a reason
         if not passes: raise HatenbError('the run answers nothing that can be asked of a post', folder, 'Take a run with the task label, target, rationale or score.')
         self.folder,self.record,self.passes = Path(folder),record,passes
         self.temperatures,self.thresholds = temperatures or {},thresholds or {}
@@ -201,9 +201,21 @@ def from_run(cls:Detector,
 
 def _decisions(folder, record):
     if {t.rpartition('/')[2] for t in record['config']['tasks']} == {'score'}: return {}
-    try: return decisions(folder)
-    except HatenbError as e: warnings.warn(f'the probabilities are not calibrated: {e}')
-    return {}
+    try:
+        table = load_predictions(folder/'predictions'/'validation.parquet')
+        d = decisions(table)
+    except HatenbError as e:
+        warnings.warn(f'the probabilities are not calibrated: {e}')
+        return {}
+    if 'rationale' in d['temperatures']: d['thresholds']['rationale'] = rationale_threshold(apply_temperature(table, d['temperatures']))
+    return d
+
+def rationale_threshold(
+    table:pd.DataFrame, # validation predictions with gold
+) -> float:
+    "From which probability on a word is named: the highest F1 over all words of the posts that are not normal"
+    t = table[table['rationale_token_prob'].notna() & (table['label'] != 0)]
+    return best_threshold(np.concatenate([word_probabilities(r) for r in t.itertuples()]), np.concatenate([*t['rationale_any']]))
 
 def load_passes(
     parts:list[Path], # folders of finished runs
@@ -285,7 +297,7 @@ def _detection(self:Detector, text:str, found:dict, words:Words, n_windows:int) 
         out |= dict(targets=[t for t,v in known.items() if v >= self.thresholds.get(t, .5)], target_prob=known)
     if 'rationale' in found:
         normal = out.get('label') == LABELS[0]           # such a post has no rationale, and the head has not learned what to say of it
-        out['rationale'] = [dict(word=text[a:b], start=a, end=b, weight=_rounded(w)) for w,(a,b) in zip(found['rationale'], words.spans) if w >= .5 and not normal]
+        out['rationale'] = [dict(word=text[a:b], start=a, end=b, weight=_rounded(w)) for w,(a,b) in zip(found['rationale'], words.spans) if w >= self.thresholds.get('rationale', .5) and not normal]
     if 'score' in found: out['severity'] = _rounded(found['score'])
     return Detection(out, windows=n_windows)
 
@@ -373,7 +385,7 @@ def _marked(text, words, most=4000):
     parts,at = [],0
     for w in words:
         if w['end'] > most: break
-        parts += [_safe(text[at:w['start']]), f'<mark style="background:rgba(230,159,0,{.15+.5*w["weight"]:.2f});text-decoration-thickness:{1+3*(w["weight"]-.5)*2:.1f}px" '
+        parts += [_safe(text[at:w['start']]), f'<mark style="background:rgba(230,159,0,{.65*w["weight"]**2:.2f});text-decoration-thickness:{1+3*w["weight"]**2:.1f}px" '
                   f'title="weight {w["weight"]:.2f}">{_safe(text[w["start"]:w["end"]])}</mark>']
         at = w['end']
     return ''.join(parts) + _safe(text[at:most]) + (f' <small>… {len(text)-most:,} more characters</small>' if len(text) > most else '')
