@@ -230,6 +230,10 @@ def save_model(model:Model, folder:str|Path):
     with whole_file(folder/'heads.safetensors') as tmp:
         save_file({k: v.detach().cpu().contiguous() for k,v in model.heads.state_dict().items()}, tmp)
 
+def _beside(config, folder):
+    "The configuration with the paths of what a bundle brings along"
+    return dataclasses.replace(config, **{k: str(folder/v) for k in ('lexicon','encoder') if (v := getattr(config, k)) and not Path(v).is_absolute() and (folder/v).exists()})
+
 def load_run(
     folder:str|Path,   # of a finished run
     device='cpu',
@@ -237,7 +241,7 @@ def load_run(
     "The trained model of a finished run, ready to predict"
     folder = Path(folder)
     record = read_record(folder/'record.json')
-    config = RunConfig.from_dict(record['config'], folder/'record.json')
+    config = _beside(RunConfig.from_dict(record['config'], folder/'record.json'), folder)
     if config.method in (*baselines, 'join'): raise HatenbError(f'{config.method} has no model to load', folder, 'Load a run with an encoder.')
     encoder = load_encoder(config.encoder, config.quantization, resolve_dtype(config.dtype, device), device)
     for name in record.get('adapters', ['shared']): encoder.load(folder/'adapters'/name, name)
