@@ -116,11 +116,15 @@ def report(
     runs:Annotated[list[Path], typer.Argument(help='record files, run folders, or folders of runs')],
     out:Annotated[Path, typer.Option(help='the page to write')]=Path('report.html'),
     title:str='hatenb: results',
+    published:Annotated[Optional[Path], typer.Option(help="other people's figures to stand beside them, e.g. results/published.json")]=None,
+    every:Annotated[bool, typer.Option('--every', help='every metric there is, too')]=False,
 ):
     "Tables and plots of any records, as one self-contained page"
+    from hatenb.core import read_json
     from hatenb.reports import write_report
     from hatenb.studies import read_records
-    print(write_report(read_records(runs), out, title))
+    beside = read_json(published) if published else {}
+    print(write_report(read_records(runs), out, title, [*beside.get('published', []), *beside.get('human', [])], every))
 
 # %% ../nbs/13_cli.ipynb #83e562b7
 @app.command()

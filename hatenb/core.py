@@ -30,6 +30,16 @@ class HatenbError(ValueError):
         super().__init__(what + (f' (in {place})' if self.place else '') + (f'. {remedy}' if remedy else ''))
 
 # %% ../nbs/00_core.ipynb #4947734a
+def _origin(thing):
+    "Where a class or function was defined (or the function that an object holds): module and name"
+    f = thing if hasattr(thing, '__qualname__') else next(filter(callable, vars(thing).values()), thing)
+    return getattr(f, '__module__', ''), getattr(f, '__qualname__', '')
+
+def _same(old, new):
+    "Whether it is one definition again: a cell run twice, or a chapter's beside its module's"
+    (m1,n1),(m2,n2) = _origin(old),_origin(new)
+    return n1 == n2 and (m1 == m2 or '__main__' in (m1,m2))
+
 class Registry(dict):
     "Things of one sort by their names, in the order they were registered"
     def __init__(self, sort:str): # what the things are, for error messages
@@ -39,7 +49,7 @@ class Registry(dict):
     def register(self, name:str, **info) -> Callable:
         "Decorator: keep a class or function under `name`, with `info` as its attributes"
         def _add(f):
-            if name in self: raise HatenbError(f'there are two {self.sort}s of the name {name!r}', remedy='Give one another name.')
+            if name in self and not _same(self[name], f): raise HatenbError(f'there are two {self.sort}s of the name {name!r}', remedy='Give one another name.')
             for k,v in info.items(): setattr(f, k, v)
             self[name] = f
             return f

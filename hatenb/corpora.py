@@ -13,6 +13,7 @@ __all__ = ['LABELS', 'TARGETS', 'PAPER_TARGETS', 'gold_columns', 'hatexplain_fea
 
 # %% ../nbs/01_corpora.ipynb #56ab4b3a
 import collections, contextlib, gc, hashlib, html, os, random, re
+from importlib.resources import files
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -359,7 +360,7 @@ def places(corpus:Corpus) -> dict[str,Path]:
     s = settings()
     return ({'data folder': s.data_path/corpus.folder} if s.data_path else {}) | {'cache': s.cache_path/'corpora'/corpus.folder}
 
-_package_folder = Path(globals().get('__file__', '../hatenb/corpora.py')).resolve().parent
+_package_folder = files('hatenb')
 
 def locate(corpus:Corpus) -> Path|None:
     "The folder that holds a corpus' files, or none"
