@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/explanations.html.md"""
 __all__ = ['explainers', 'levels', 'faithful', 'task_of', 'only', 'rationale_head', 'last_attention', 'attention',
            'pooled_attention', 'gradient_times_input', 'integrated_gradients', 'random_values', 'explain',
            'word_values', 'stretched', 'plausibility', 'chosen', 'reduced', 'faithfulness', 'explained_posts',
-           'faithfulness_metrics', 'marked', 'evaluate_explainers']
+           'faithfulness_metrics', 'marked', 'evaluate_explainers', 'metric_title', 'explanations_table']
 
 # %% ../nbs/09c_explanations.ipynb #fbae0adf
 import contextlib
@@ -17,7 +17,7 @@ import contextlib
 from .core import HatenbError, Registry, derive_seed, digest, progress, settings
 from .batches import Posts, collate, sorted_batches, tokens_to_words, words_to_tokens
 from .composing import RoutedModel
-from .evaluation import Metric, evaluate, mean_of, resamples, save_predictions, top
+from .evaluation import Metric, evaluate, mean_of, metric_of, resamples, save_predictions, top
 from .regularisers import nudged, real_tokens
 from .training import Model, predict
 
@@ -103,7 +103,7 @@ def gradient_times_input(model:Model, batch:dict) -> Tensor:
 
 @explainers.register('integrated', title='integrated gradients', head='label')
 def integrated_gradients(model:Model, batch:dict,
-    steps:int=8, # points of the quadrature
+    steps:int=16, # points of the quadrature
 ) -> Tensor:
     "The same with the mean gradient on the way from zero embeddings (Sundararajan et al. 2017)"
     if steps < 1: raise HatenbError(f'{steps} steps', 'integrated gradients', 'Use 1 or more.')
@@ -246,7 +246,7 @@ def explained_posts(
     posts:Posts,
     name:str,      # of an explainer
     key=None,      # JSON that stands for the model (default: nothing is kept)
-    k:int=5,       # highest words or sub-tokens that are removed or kept
+    k:int=5,       # highest words or sub-tokens that are removed or kept (plausibility always takes five)
     **options,     # of the explainer
 ) -> pd.DataFrame: # the columns of `explain` and `faithfulness`
     "Explanations of posts and what the model says to the reduced ones, from the cache if they are there"
@@ -303,3 +303,20 @@ def evaluate_explainers(
         table = explained_posts(model, posts, n, key, k, **(options or {}).get(n, {}))
         out[n] = {l: plausibility(table, gold, l, explainers[n].head == 'rationale', n_boot, seed) | faithfulness_metrics(table, l, n_boot, seed) for l in levels}
     return out
+
+# %% ../nbs/09c_explanations.ipynb #e2c4cffb
+def metric_title(
+    name:str, # of a metric of explanations
+) -> str:
+    "What it is called in tables, with the arrow of its direction"
+    return (faithful.get(name) or metric_of('rationale', name)).label
+
+def explanations_table(
+    found:dict,          # explainer → level → metric, as `evaluate_explainers` returns it
+    level:str='word',    # or token
+    columns=('token_f1','iou_f1','auprc','token_f1_thresholded','comprehensiveness','sufficiency'),
+) -> pd.DataFrame:
+    "One row an explainer: each metric with its interval, as text"
+    def _cell(v): return '–' if v is None or v['value'] is None else f"{v['value']:.3f}" + (f" [{v['low']:.3f}, {v['high']:.3f}]" if v['low'] is not None else '')
+    rows = {explainers[n].title: {metric_title(m): _cell(v[level].get(m)) for m in columns} for n,v in found.items()}
+    return pd.DataFrame.from_dict(rows, orient='index').rename_axis(f'explanation, over {level}s' if level == 'word' else 'explanation, over sub-tokens')
