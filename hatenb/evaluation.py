@@ -7,9 +7,9 @@ Docs: https://hatenb.github.io/hatenb/evaluation.html.md"""
 # %% auto #0
 __all__ = ['metrics', 'main_metric', 'Statistic', 'Metric', 'metric_of', 'definitions', 'resamples', 'mean_of', 'on', 'counted',
            'shared', 'f1_of', 'auc_of', 'Ranks', 'correlation_of', 'rank_correlation_of', 'calibration_bins', 'ece_of',
-           'vote_divergences', 'toxic_probability', 'generalised_mean', 'bias_populations', 'spans', 'top', 'iou_hits',
-           'rationale_table', 'word_probabilities', 'check', 'task_statistics', 'evaluate', 'bias_table',
-           'main_metrics', 'save_predictions', 'load_predictions', 'with_gold', 'join_predictions']
+           'recentred', 'vote_divergences', 'toxic_probability', 'generalised_mean', 'bias_populations', 'spans', 'top',
+           'iou_hits', 'rationale_table', 'word_probabilities', 'check', 'task_statistics', 'evaluate', 'bias_table',
+           'main_metrics', 'save_predictions', 'load_predictions', 'check_split', 'with_gold', 'join_predictions']
 
 # %% ../nbs/09_evaluation.ipynb #233e8639
 import functools
@@ -19,7 +19,6 @@ from typing import Callable
 
 # %% ../nbs/09_evaluation.ipynb #489d6fec
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
-from sklearn.metrics import auc, precision_recall_curve
 
 # %% ../nbs/09_evaluation.ipynb #2c601da1
 from .batches import tokens_to_words
@@ -89,7 +88,7 @@ def definitions(
 def resamples(
     n:int,       # posts
     count:int,   # resamples
-    seed:int=0,
+    seed:int|np.random.Generator=0, # a generator goes on where it is: many draws at once or a few at a time are the same draws
 ) -> np.ndarray:
     "[count, n] how often each post was drawn in each resample"
     drawn = np.random.default_rng(seed).integers(0, n, (count, n), dtype=np.int32) + np.arange(count, dtype=np.int64)[:,None]*n
@@ -231,7 +230,17 @@ def ece_of(
     "Expected calibration error, all decisions of all posts together"
     c,r = (np.asarray(x, np.float64).reshape(len(confidence), -1) for x in (confidence, right))
     excess = np.stack([((c-r)*(calibration_bins(c, bins) == b)).sum(1) for b in range(bins)], 1).astype(np.float32)
-    return lambda W: _divide(np.abs(W @ excess).sum(1), c.shape[1]*W.sum(1))
+    def _stat(W): return _divide(np.abs(W @ excess).sum(1), c.shape[1]*W.sum(1))
+    _stat.biased = True
+    return _stat
+
+def recentred(
+    draws,     # [B] a statistic in resamples, or a difference of statistics
+    value,     # of the posts as they are
+    *statistics:Statistic,
+) -> np.ndarray:
+    "The draws; moved by their mean distance from the value if a statistic is known to be too high in resamples"
+    return draws-np.nanmean(draws)+value if any(getattr(f, 'biased', False) for f in statistics) else draws
 
 def _calibration_statistics(t):
     p,y = _label_answers(t)
@@ -357,8 +366,11 @@ def _token_f1(gold, given):
     return 2*tp/(gold.sum()+given.sum()) if gold.sum()+given.sum() else 0.
 
 def _auprc(gold, values):
-    precision,recall,_ = precision_recall_curve(gold, values)
-    return auc(recall, precision)
+    order = np.argsort(-values, kind='stable')
+    last = np.flatnonzero(np.diff(values[order], append=-np.inf))      # equal values are taken together
+    hits = np.cumsum(gold[order])[last]
+    precision,recall = np.append(1., hits/(last+1)),np.append(0., hits/hits[-1])
+    return (np.diff(recall)*(precision[1:]+precision[:-1])).sum()/2
 
 def rationale_table(
     golds:list,   # of each post: [words] 0 or 1
@@ -476,18 +488,20 @@ def evaluate(
     "Task → metric → value, low, high, n (and `why`, where a value is None); beside the metrics the task's confusion counts"
     return {task: {**_values(found, why, len(t), n_boot, seed), **more} for task,(t,found,more,why) in task_statistics(table).items()}
 
-def _values(found, why, n, n_boot, seed, cells=4_000_000):
+def _values(found, why, n, n_boot, seed, cells=1_000_000):
     "Value and percentile interval of each statistic, or why there is none; resamples in chunks of at most `cells` weights"
     size = max(1, min(n_boot, cells//n))
-    drawn = {m: [] for m in found}
+    drawn,rng = {m: [] for m in found},np.random.default_rng(seed)
     for i in range(0, n_boot, size):
-        W = resamples(n, min(size, n_boot-i), seed+i)
+        W = resamples(n, min(size, n_boot-i), rng)
         for m,f in found.items(): drawn[m].append(f(W))
     one,out = np.ones((1,n), np.float32),{}
     for m in [*found, *(m for m in why if m not in found)]:
         value,low,high = float(found[m](one)[0]) if m in found else np.nan,None,None
         if not np.isfinite(value): reason = dict(why=why.get(m, 'not defined: one side is empty or constant'))
-        elif n_boot: low,high = np.nanpercentile(np.concatenate(drawn[m]), [2.5, 97.5]).tolist()
+        elif n_boot:
+            low,high = np.nanpercentile(recentred(np.concatenate(drawn[m]), value, found[m]), [2.5, 97.5]).tolist()
+            if getattr(found[m], 'biased', False): low = max(low, 0.)
         out[m] = dict(value=value if np.isfinite(value) else None, low=low, high=high, n=getattr(found.get(m), 'n', n), **({} if np.isfinite(value) else reason))
     return out
 
@@ -527,21 +541,40 @@ def save_predictions(table:pd.DataFrame, path:str|Path):
 
 def load_predictions(
     path:str|Path,
+    split:str|None=None, # refuse the table unless it has just the posts of this split (default: any posts)
 ) -> pd.DataFrame:
     "Read a predictions table; gold that was left out is taken from the corpora"
     try: table = pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException) as e: raise HatenbError(f'the predictions cannot be read: {e}', path, 'Run the run again.') from None
     if missing := [c for c in ('corpus','id') if c not in table]: raise HatenbError(f'the column {missing[0]!r} is missing', path, 'Name a predictions table.')
-    return table if any(c in table for c in gold_columns) else with_gold(table)
+    if not any(c in table for c in gold_columns): return with_gold(table, split)
+    if split: check_split(table, split)
+    return table
+
+def check_split(
+    table:pd.DataFrame, # predictions
+    split:str,          # train, validation or test
+):
+    "Raise `HatenbError` with the posts' ids unless the table has each post of the split, of every corpus in it, once and no other"
+    _refuse(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
+    for corpus,t in table.groupby('corpus', sort=False): _check_posts(t, load_corpus(corpus), split)
+
+def _check_posts(t, corpus, split):
+    posts = pd.DataFrame(dict(corpus=t['corpus'].iloc[0], id=corpus[split]['id'][:]))
+    _refuse(posts, f'the post of the {split} split has no prediction', ~posts['id'].isin(t['id']).to_numpy(), 'Predict all posts of the split.')
+    _refuse(t, f'the post is not of the {split} split', ~t['id'].isin(posts['id']).to_numpy(), 'Leave the others out, or name the split they are of.')
 
 def with_gold(
-    table:pd.DataFrame, # predictions without gold columns
+    table:pd.DataFrame,  # predictions without gold columns
+    split:str|None=None, # refuse the table unless it has just the posts of this split
 ) -> pd.DataFrame:
     "Add the gold columns of each post from its corpus"
     _refuse(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
     parts = []
     for corpus,t in table.groupby('corpus', sort=False):
-        gold = pd.concat([ds.select_columns(['id', *(c for c in gold_columns if c in ds.column_names)]).to_pandas() for ds in load_corpus(corpus).values()])
+        posts = load_corpus(corpus)
+        if split: _check_posts(t, posts, split)
+        gold = pd.concat([ds.select_columns(['id', *(c for c in gold_columns if c in ds.column_names)]).to_pandas() for ds in posts.values()])
         if missing := sorted(set(t['id'])-set(gold['id'])):
             raise HatenbError(f'{len(missing)} posts are not in the corpus', f'{corpus}, {", ".join(missing[:5])}', 'Use the corpus that the predictions were made on.')
         parts.append(t.merge(gold, on='id', how='left', validate='one_to_one'))
