@@ -8,8 +8,9 @@ Docs: https://hatenb.github.io/hatenb/evaluation.html.md"""
 __all__ = ['metrics', 'main_metric', 'Statistic', 'Metric', 'metric_of', 'definitions', 'resamples', 'mean_of', 'on', 'counted',
            'shared', 'f1_of', 'auc_of', 'Ranks', 'correlation_of', 'rank_correlation_of', 'calibration_bins', 'ece_of',
            'recentred', 'vote_divergences', 'toxic_probability', 'generalised_mean', 'bias_populations', 'spans', 'top',
-           'iou_hits', 'rationale_table', 'word_probabilities', 'check', 'task_statistics', 'evaluate', 'bias_table',
-           'main_metrics', 'save_predictions', 'load_predictions', 'check_split', 'with_gold', 'join_predictions']
+           'iou_hits', 'rationale_table', 'word_probabilities', 'check', 'task_statistics', 'evaluate', 'estimates',
+           'bias_table', 'main_metrics', 'save_predictions', 'load_predictions', 'check_split', 'with_gold',
+           'join_predictions']
 
 # %% ../nbs/09_evaluation.ipynb #233e8639
 import functools
@@ -492,9 +493,9 @@ def evaluate(
     seed:int=0,
 ) -> dict[str,dict]:
     "Task → metric → value, low, high, n (and `why`, where a value is None); beside the metrics the task's confusion counts"
-    return {task: {**_values(found, why, len(t), n_boot, seed), **more} for task,(t,found,more,why) in task_statistics(table).items()}
+    return {task: {**estimates(found, why, len(t), n_boot, seed), **more} for task,(t,found,more,why) in task_statistics(table).items()}
 
-def _values(found, why, n, n_boot, seed, cells=1_000_000):
+def estimates(found, why, n, n_boot, seed, cells=1_000_000):
     "Value and percentile interval of each statistic, or why there is none; resamples in chunks of at most `cells` weights"
     size = max(1, min(n_boot, cells//n))
     drawn,rng = {m: [] for m in found},np.random.default_rng(seed)
@@ -522,7 +523,7 @@ def bias_table(
         check(table)
         if len(corpora := table['corpus'].unique()) > 1: raise HatenbError(f'the predictions are of {len(corpora)} corpora', ', '.join(corpora), 'Take those of one corpus.')
         found,counts,why = _bias_statistics(table.reset_index(drop=True))
-        table = {**_values(found, why, len(table), n_boot, seed), **counts}
+        table = {**estimates(found, why, len(table), n_boot, seed), **counts}
     if 'communities' not in table: raise HatenbError('there are no communities', 'bias_table', 'Take predictions of a corpus with labels and communities, or a record that was made with them.')
     rows = {c: dict(n=v['n'], n_normal=v['normal'], n_toxic=v['toxic']) | {f'{b}_{k}': table[f'{b}_auc.{c}'][x] for b in _biases for k,x in (('auc','value'), ('low','low'), ('high','high'))}
             for c,v in table['communities'].items()}

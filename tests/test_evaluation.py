@@ -197,8 +197,8 @@ def test_draws_in_chunks_are_the_same_draws(monkeypatch):
     from hatenb import evaluation
     t = label_table(np.random.default_rng(0), 91)
     whole = evaluate(t, 400)['hatexplain/label']
-    values_ = evaluation._values
-    monkeypatch.setattr(evaluation, '_values', lambda *a: values_(*a, cells=91*37))   # 37 resamples at once
+    values_ = evaluation.estimates
+    monkeypatch.setattr(evaluation, 'estimates', lambda *a: values_(*a, cells=91*37))   # 37 resamples at once
     cut = evaluate(t, 400)['hatexplain/label']
     for m in whole:
         if m not in ('confusion', 'communities'): assert cut[m] == pytest.approx(whole[m]), m
