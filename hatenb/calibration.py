@@ -109,12 +109,12 @@ def best_threshold(
     p,y = np.asarray(prob, np.float64),np.asarray(gold, int)
     order = np.argsort(-p, kind='stable')
     p,tp = p[order],np.cumsum(y[order])
-    last = np.append(p[1:] < p[:-1], True)                 # posts of one probability are named together
+    last = np.append(p[1:] < p[:-1], True) & (p > 0)       # posts of one probability are named together, those of none never
     f1 = (2*tp/(np.arange(1, len(p)+1)+tp[-1]))[last]
     middles = ((p + np.append(p[1:], 0))/2)[last]
     half = p >= .5
     at_half = 2*tp[half.sum()-1]/(half.sum()+y.sum()) if half.any() and y.any() else 0.
-    if f1.max() <= at_half + 1e-12: return .5
+    if f1.max(initial=0) <= at_half + 1e-12: return .5
     best = middles[f1 >= f1.max()-1e-12]
     return float(best[np.abs(best-.5).argmin()])
 

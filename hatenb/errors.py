@@ -61,10 +61,10 @@ def post_losses(
 def _predictions(where, split): return where if isinstance(where, pd.DataFrame) else load_predictions(Path(where)/'predictions'/f'{split}.parquet')
 
 def _named(t, community):
-    "The posts whose annotators name a community"
+    "Corpus and id of the posts whose annotators name a community"
     if community not in TARGETS: raise HatenbError(f'there is no community {community!r}', 'errors', f'Known: {", ".join(TARGETS)}.')
     if 'target' not in t: raise HatenbError('the corpus has no communities', 'errors', 'Leave the community out.')
-    return t[[np.ndim(y) > 0 and y[TARGETS.index(community)] > 0 for y in t['target']]]
+    return pd.MultiIndex.from_frame(t.loc[[np.ndim(y) > 0 and y[TARGETS.index(community)] > 0 for y in t['target']], ['corpus','id']])
 
 def errors(
     first:pd.DataFrame|str|Path,       # predictions with gold, or the folder of a run
@@ -80,8 +80,8 @@ def errors(
     tables = [_predictions(w, split) for w in ((first,) if second is None else (first, second))]
     if len(tables) > 1 and (lost := set(zip(tables[0]['corpus'], tables[0]['id'])) ^ set(zip(tables[1]['corpus'], tables[1]['id']))):
         raise HatenbError(f'the runs did not answer the same posts: {len(lost)} are in only one of them', ', '.join('/'.join(k) for k in sorted(lost)[:5]), 'Take predictions of the same split.')
-    if community and task != 'target': tables = [_named(t, community) for t in tables]
     found = [post_losses(t, task, community) for t in tables]
+    if community and task != 'target': found = [f[f.index.isin(_named(tables[0], community))] for f in found]
     if len(found) == 1: return found[0].rename('first').sort_values(ascending=False, kind='stable').reset_index()
     out = pd.DataFrame(dict(first=found[0], second=found[1])).dropna()
     out['difference'] = out['second']-out['first']

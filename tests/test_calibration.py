@@ -1,0 +1,205 @@
+"Temperatures and thresholds: what is known beforehand, scikit-learn and brute force, real predictions, and what is refused"
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, softmax
+from sklearn.calibration import calibration_curve
+from sklearn.dummy import DummyClassifier
+from sklearn.metrics import f1_score, log_loss
+from sklearn.model_selection import FixedThresholdClassifier
+
+from hatenb.calibration import apply_temperature, apply_thresholds, best_threshold, decisions, disagreement, fit_temperature, fit_thresholds, reliability, tempered
+from hatenb.core import HatenbError, read_json, write_json
+from hatenb.corpora import LABELS, TARGETS
+from hatenb.evaluation import evaluate, load_predictions
+
+results = Path(__file__).parents[1]/'results'/'first'
+
+
+def made_up(n=3000, label=1., target=1., seed=0):
+    "Predictions whose probabilities are right but for known temperatures"
+    rng = np.random.default_rng(seed)
+    z, logits = rng.normal(0, 1.5, (n, 3)), rng.normal(-2, 1.5, (n, 11))
+    return pd.DataFrame(dict(corpus='mini', id=[str(i) for i in range(n)],
+        label=[rng.choice(3, p=p) for p in softmax(z, -1)], label_prob=list(softmax(z*label, -1)),
+        target=list((rng.random((n, 11)) < expit(logits)).astype(int)), target_prob=list(expit(logits*target))))
+
+
+def nll(t, task):
+    if task == 'label': return log_loss(t.label, np.stack(t.label_prob), labels=range(3))
+    return log_loss(np.stack(t.target).ravel(), np.stack(t.target_prob).ravel())
+
+
+@pytest.mark.parametrize('factor', [.4, 1., 2.5])
+def test_a_known_temperature_is_found(factor):
+    t = made_up(label=factor, target=factor)
+    for task in ('label', 'target'): assert fit_temperature(t, task) == pytest.approx(factor, rel=.08)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_no_temperature_near_the_fitted_one_is_better(seed):
+    rng = np.random.default_rng(seed)
+    t = made_up(400, *np.exp(rng.normal(0, .7, 2)), seed)
+    for task in ('label', 'target'):
+        T = fit_temperature(t, task)
+        best = nll(apply_temperature(t, {task: T}), task)
+        assert best <= nll(t, task) + 1e-9
+        for other in (T*.97, T*1.03): assert best <= nll(apply_temperature(t, {task: other}), task) + 1e-9
+
+
+def test_what_is_decided_stays():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([.3]*3, 2000).astype(np.float32)
+    q = rng.random(2000).round(6)
+    q[:3] = 0, .5, 1
+    for T in (.05, .7, 3, 20):
+        assert (tempered(p, T, 'multiclass').argmax(1) == p.argmax(1)).all()
+        np.testing.assert_allclose(tempered(p, T, 'multiclass').sum(1), 1)
+        assert ((tempered(q, T, 'multilabel') >= .5) == (q >= .5)).all()
+        assert (np.diff(tempered(np.sort(q), T, 'tokens')) >= 0).all()
+    np.testing.assert_allclose(tempered(p, 1, 'multiclass'), p, atol=4e-6)
+
+
+def test_a_run_that_is_certain_is_not_taken_at_its_word():
+    "Zeros and ones are what rounding left"
+    t = made_up(200)
+    hot = t.assign(label_prob=list(np.eye(3)[np.stack(t.label_prob).argmax(1)]))
+    T = fit_temperature(hot, 'label')
+    assert T > 5 and np.isfinite(nll(apply_temperature(hot, dict(label=T)), 'label'))
+
+
+def brute(p, y): return max(f1_score(y, p >= t, zero_division=0) for t in [*p[p > 0], .5])
+
+
+@pytest.mark.parametrize('seed', range(30))
+def test_the_threshold_is_that_of_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 60))
+    p, y = rng.random(n).round(int(rng.integers(1, 4))), rng.integers(0, 2, n)
+    t = best_threshold(p, y)
+    assert 0 < t < 1 and f1_score(y, p >= t, zero_division=0) == pytest.approx(brute(p, y))
+    if f1_score(y, p >= .5, zero_division=0) == pytest.approx(brute(p, y)): assert t == .5
+
+
+def test_thresholds_do_on_new_posts_what_scikit_learns_do():
+    "Scikit-learn's classifier with a fixed threshold says the same as the moved probabilities"
+    fit, new = made_up(800, seed=1), made_up(500, seed=2)
+    thresholds = fit_thresholds(fit)
+    moved = np.stack(apply_thresholds(new, thresholds).target_prob) >= .5
+    for i, c in enumerate(TARGETS):
+        p = np.stack(new.target_prob)[:, i]
+
+        class Given(DummyClassifier):
+            def predict_proba(self, X): return np.stack([1-X[:, 0], X[:, 0]], 1)
+        theirs = FixedThresholdClassifier(Given().fit([[0], [1]], [0, 1]), threshold=thresholds[c], response_method='predict_proba').fit([[0], [1]], [0, 1])
+        assert (theirs.predict(p[:, None]) == moved[:, i]).all()
+
+
+def test_f1_of_the_fitted_posts_never_gets_worse():
+    t = made_up(600, seed=3)
+    a, b = (evaluate(x, 0)['mini/target'] for x in (t, apply_thresholds(t, fit_thresholds(t))))
+    for c in TARGETS: assert b[f'f1.{c}']['value'] >= a[f'f1.{c}']['value']
+    assert b['macro_f1']['value'] > a['macro_f1']['value']
+
+
+def test_rare_communities_keep_one_half_and_unasked_ones_are_left_out():
+    t = made_up(600)
+    gold, p = np.stack(t.target), np.stack(t.target_prob)
+    gold[:, 0] = 0
+    gold[:19, 0] = 1
+    p[:, 0] = np.where(gold[:, 0], .2, .1)
+    p[:, 1] = np.nan
+    t = t.assign(target=list(gold), target_prob=list(p))
+    got = fit_thresholds(t)
+    assert got[TARGETS[0]] == .5 and TARGETS[1] not in got and len(got) == 10
+    assert fit_thresholds(t, least=19)[TARGETS[0]] == pytest.approx(.15)
+    after = np.stack(apply_thresholds(apply_temperature(t, dict(target=2.)), got).target_prob)
+    assert np.isnan(after[:, 1]).all() and not np.isnan(np.delete(after, 1, 1)).any()
+
+
+def test_thresholds_below_what_is_stored_and_probabilities_at_their_edge():
+    t = made_up(5).assign(target_prob=list(np.tile([0, 1e-7, 1e-6, .3, .3000001, .7, 1, 0, 0, 0, 0], (5, 1)).astype(float)))
+    line = dict(zip(TARGETS, [5e-7, 1e-7, 2e-6, .3, .3, .7, .9999999]))
+    assert (np.stack(apply_thresholds(t, line).target_prob)[0, :7] >= .5).tolist() == [False, True, False, True, True, True, True]
+
+
+def test_reliability_is_scikit_learns_curve():
+    t = made_up(2000)
+    for of in LABELS:
+        y, p = t.label.to_numpy() == LABELS.index(of), np.stack(t.label_prob)[:, LABELS.index(of)]
+        share, confidence = calibration_curve(y, p, n_bins=10)
+        r = reliability(t, 'label', of, bins=10)
+        np.testing.assert_allclose(r.share, share); np.testing.assert_allclose(r.confidence, confidence)
+        assert r.n.sum() == 2000 and ((r.low <= r.share) & (r.share <= r.high)).all()
+    assert reliability(t, 'target').n.sum() == 22000 and reliability(t, 'target', 'Arab').n.sum() == 2000
+
+
+def test_posts_of_other_corpora_are_passed_over():
+    t = made_up(300, 2., 2.)
+    scores = pd.DataFrame(dict(corpus='mini_mhs', id=['a', 'b'], score=[0., 1.], score_pred=[0., 1.]))
+    both = pd.concat([scores, t], ignore_index=True)
+    assert decisions(both) == decisions(t)
+    after = apply_temperature(both, dict(label=2., target=2.))
+    assert after.label_prob[:2].isna().all() and (after.score_pred[:2] == [0, 1]).all()
+    np.testing.assert_allclose(np.stack(after.label_prob[2:]), np.stack(apply_temperature(t, dict(label=2.)).label_prob))
+    assert (np.stack(t.label_prob) == np.stack(both.label_prob[2:])).all()     # the given table stays as it is
+
+
+@pytest.mark.parametrize('change, task, words', [
+    (lambda t: t.iloc[:0], 'label', 'no predictions of the task label'),
+    (lambda t: t.drop(columns='target_prob'), 'target', 'no predictions of the task target'),
+    (lambda t: t, 'rationale', 'no predictions of the task rationale'),
+    (lambda t: t, 'score', 'no probabilities'),
+    (lambda t: t.drop(columns='label'), 'label', "gold column 'label' is missing"),
+    (lambda t: t.assign(label=0), 'label', 'are the same'),
+    (lambda t: t.assign(label=-1), 'label', 'no gold label'),
+    (lambda t: t.assign(target=[np.zeros(11, int)]*len(t)), 'target', 'are the same'),
+    (lambda t: t.assign(label_prob=[[.9, .9, .9]]*len(t)), 'label', 'does not sum to 1'),
+    (lambda t: t.assign(label_prob=[[np.nan, .5, .5]]*len(t)), 'label', 'NaN'),
+    (lambda t: pd.concat([t, t]), 'label', 'there twice')])
+def test_what_cannot_be_fitted(change, task, words):
+    with pytest.raises(HatenbError, match=words): fit_temperature(change(made_up(50)), task)
+
+
+def test_what_cannot_be_applied(tmp_path):
+    t = made_up(30)
+    for T in (0, -1, np.inf, np.nan):
+        with pytest.raises(HatenbError, match='temperature is'): apply_temperature(t, dict(label=T))
+    with pytest.raises(HatenbError, match='no probabilities'): apply_temperature(t, dict(score=2.))
+    with pytest.raises(HatenbError, match="no community 'Martians'"): apply_thresholds(t, dict(Martians=.3))
+    for line in (0, 1, np.nan):
+        with pytest.raises(HatenbError, match='threshold of Arab'): apply_thresholds(t, dict(Arab=line))
+    with pytest.raises(HatenbError, match='no predictions of the task target'): apply_thresholds(t.drop(columns='target_prob'), dict(Arab=.3))
+    with pytest.raises(HatenbError, match='names a community'): fit_thresholds(t.assign(target=[np.zeros(11, int)]*30))
+    with pytest.raises(HatenbError, match='no probabilities'): decisions(t[['corpus', 'id']])
+    with pytest.raises(HatenbError, match='cannot be read'): decisions(tmp_path)
+    with pytest.raises(HatenbError, match='votes are missing'): disagreement(t)
+
+
+def test_disagreement_orders_as_it_should():
+    rng = np.random.default_rng(0)
+    n = 400
+    split = rng.random(n) < .5
+    sure = np.where(split, .5, .8) + rng.normal(0, .1, n).clip(-.15, .15)
+    t = pd.DataFrame(dict(corpus='mini', id=[str(i) for i in range(n)], label=0, label_prob=[[p, (1-p)/2, (1-p)/2] for p in sure], label_dist=[[2/3, 1/3, 0] if s else [1., 0, 0] for s in split]))
+    d = disagreement(t, 200)
+    assert d.value['auc'] > .9 and d.low['auc'] <= d.value['auc'] <= d.high['auc'] and d.value['spearman'] > .6
+    by_chance = disagreement(t.assign(label_prob=list(rng.permutation(np.stack(t.label_prob)))), 200)
+    assert by_chance.low['auc'] < .5 < by_chance.high['auc']
+
+
+def test_on_a_real_run(corpora_folder, tmp_path):
+    run = next(results.glob('label+target+rationale-lora-*'))
+    chosen = decisions(run)
+    assert read_json(write_json(tmp_path/'decisions.json', chosen)) == chosen
+    assert set(chosen['temperatures']) == {'label', 'target', 'rationale'} and set(chosen['thresholds']) == set(TARGETS)
+    test = load_predictions(run/'predictions'/'test.parquet')
+    warm = apply_temperature(test, chosen['temperatures'])
+    a, b, c = (evaluate(t, 0) for t in (test, warm, apply_thresholds(warm, chosen['thresholds'])))
+    for m in ('accuracy', 'macro_f1'): assert a['hatexplain/label'][m]['value'] == b['hatexplain/label'][m]['value']
+    for m in ('macro_f1', 'micro_f1'): assert a['hatexplain/target'][m]['value'] == b['hatexplain/target'][m]['value']
+    assert b['hatexplain/label']['ece']['value'] < a['hatexplain/label']['ece']['value']
+    assert c['hatexplain/target']['macro_f1']['value'] > a['hatexplain/target']['macro_f1']['value'] + .01
