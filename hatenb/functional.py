@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/functional.html.md"""
 
 # %% auto #0
 __all__ = ['transfer_corpora', 'toxic_posts', 'toxic_scores', 'transfer_metrics', 'functional_metrics', 'hatecheck_table',
-           'functional_record', 'functional_run', 'linear_scores']
+           'functional_record', 'functional_run', 'functional_text', 'linear_scores']
 
 # %% ../nbs/14_functional.ipynb #64d1e749
 from pathlib import Path
@@ -19,7 +19,7 @@ from .evaluation import auc_of, estimates, f1_of, mean_of, on, save_predictions
 from .baselines import baselines
 from .detector import Detector, hatexplain_words
 from .heads import Task
-from .toxicity import toxicity_features
+import hatenb.toxicity   # registers its corpora
 
 # %% ../nbs/14_functional.ipynb #0bc99562
 def toxic_posts(
@@ -122,6 +122,18 @@ def functional_run(
     save_predictions(table, folder/'functional.parquet')
     write_json(folder/'functional.json', record)
     return record
+
+# %% ../nbs/14_functional.ipynb #a1994419
+def functional_text(record:dict) -> str:
+    "What such a record says, for a terminal"
+    lines = [record['id']]
+    if record['functional']:
+        for decision,found in record['functional'].items():
+            said = ', '.join(f'{k} {found[k]["value"]:.3f} [{found[k]["low"]:.3f}, {found[k]["high"]:.3f}]' for k in ('all','hateful','other','macro_f1'))
+            lines.append(f'HateCheck, {found["all"]["n"]} cases, decided by {decision}: {said}')
+        lines.append(hatecheck_table(record['functional']).to_string(index=False, float_format='{:.3f}'.format))
+    rows = [{'corpus': c, 'posts': v['auroc']['n'], 'toxic': v['toxic_share'], **{m: v[m]['value'] for m in ('auroc','accuracy','macro_f1')}} for c,v in record['transfer'].items()]
+    return '\n'.join([*lines, pd.DataFrame(rows).to_string(index=False, float_format='{:.3f}'.format)])
 
 # %% ../nbs/14_functional.ipynb #3b830dca
 def linear_scores(

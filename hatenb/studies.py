@@ -30,6 +30,7 @@ from .batches import Posts, augmented, encode, encoded_corpus, lexicon_features,
 from .composing import adapter_name, fusion_attention, make_sharing, shared_model, sharings
 from .core import (HatenbError, digest, progress, provenance, read_json, derive_seed, file_sha256, resolve_device, resolve_dtype, seed_everything, settings,
                          whole_file, write_json)
+import hatenb.toxicity   # registers its corpora
 from .corpora import corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import evaluate, join_predictions, load_predictions, main_metrics, save_predictions
@@ -140,6 +141,7 @@ def run_corpora(config:RunConfig, tokenizer) -> dict:
     out = {}
     for c in config.corpora:
         ds = encoded_corpus(c, tokenizer, config.max_length)
+        if 'train' not in ds: raise HatenbError(f'the corpus {c} is there to test with', 'tasks', 'Train on another; `hatenb functional` asks a finished run for its posts.')
         out[c] = {k: d if config.limit is None else d.shuffle(seed=0).select(range(min(config.limit, len(d)))) for k,d in ds.items() if k in ('train','validation','test')}
         if config.augment: out[c]['train'] = concatenate_datasets([out[c]['train'], _copies(config, out[c]['train'], tokenizer)])
         if config.lexicon:
