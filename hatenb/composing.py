@@ -44,7 +44,7 @@ class RoutedModel(Model):
         sizes = [len(p['input_ids']) for p in parts]
         routes = [self.routes[k] for k in tasks]
         setup = BatchSplit(*routes, batch_sizes=sizes) if len(tasks) > 1 else Stack(routes[0]) if isinstance(routes[0], str) else routes[0]
-        if self.encoder.attends: raise HatenbError('attention can only be supervised where all tasks share one adapter', 'regularisers, attention', 'Leave it out.')
+        if self.encoder.attends and len(tasks) > 1: raise HatenbError('attention can only be supervised where all tasks share one adapter', 'regularisers, attention', 'Leave it out.')
         given = self.inputs(parts if self.below is None else batch.values())
         if self.below is None: return dict(zip(tasks, self.encoder(**given, setup=setup).split(sizes)))
         places = dict(zip(batch, torch.arange(len(given['input_ids']), device=self.encoder.device).split([len(t['input_ids']) for t in batch.values()])))

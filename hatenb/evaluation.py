@@ -7,9 +7,10 @@ Docs: https://hatenb.github.io/hatenb/evaluation.html.md"""
 # %% auto #0
 __all__ = ['metrics', 'main_metric', 'Statistic', 'Metric', 'metric_of', 'definitions', 'resamples', 'mean_of', 'on', 'counted',
            'shared', 'f1_of', 'auc_of', 'Ranks', 'correlation_of', 'rank_correlation_of', 'calibration_bins', 'ece_of',
-           'vote_divergences', 'toxic_probability', 'generalised_mean', 'bias_populations', 'spans', 'top', 'iou_hits',
-           'rationale_table', 'word_probabilities', 'check', 'task_statistics', 'evaluate', 'bias_table',
-           'main_metrics', 'save_predictions', 'load_predictions', 'with_gold', 'join_predictions']
+           'recentred', 'vote_divergences', 'toxic_probability', 'generalised_mean', 'bias_populations', 'spans', 'top',
+           'iou_hits', 'rationale_table', 'word_probabilities', 'check', 'task_statistics', 'evaluate', 'estimates',
+           'bias_table', 'main_metrics', 'save_predictions', 'load_predictions', 'check_split', 'with_gold',
+           'join_predictions']
 
 # %% ../nbs/09_evaluation.ipynb #233e8639
 import functools
@@ -19,7 +20,6 @@ from typing import Callable
 
 # %% ../nbs/09_evaluation.ipynb #489d6fec
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
-from sklearn.metrics import auc, precision_recall_curve
 
 # %% ../nbs/09_evaluation.ipynb #2c601da1
 from .batches import tokens_to_words
@@ -39,6 +39,7 @@ class Metric:
     @property
     def label(self): return f'{self.title} {"↑" if self.higher else "↓"}'
 
+# %% ../nbs/09_evaluation.ipynb #da0ee06a
 _paper,_eraser,_ours,_notes = 'HateXplain, Mathew et al. 2021', 'ERASER, DeYoung et al. 2020', 'hatenb', "the project's notes"
 _borkan,_guo,_brier = 'Borkan et al. 2019, as in HateXplain', 'Guo et al. 2017', 'Brier 1950'
 _biases = dict(subgroup=('Subgroup', 'toxic against normal posts that name {}'), bpsn=('BPSN', 'normal posts that name {} against toxic posts that name others'),
@@ -62,15 +63,17 @@ _metrics = dict(
     tokens=[('token_f1', 'token F1', 'F1 of the five highest words against the words any annotator marked, mean over posts that are not normal', _eraser),
         ('iou_f1', 'IOU F1', 'the five highest words as spans; a hit covers a gold span by half; F1 of mean precision and mean recall', _eraser),
         ('auprc', 'AUPRC', 'area under the precision-recall curve over words, mean over posts', _eraser),
-        ('token_f1_thresholded', 'token F1 (p ≥ ½)', 'the same for all words of at least one half, however many', _ours), ('iou_f1_thresholded', 'IOU F1 (p ≥ ½)', 'the same for the spans of words of at least one half', _ours),
+        ('token_f1_thresholded', 'token F1 (p ≥ ½)', 'token F1 of all words of at least one half, however many', _ours), ('iou_f1_thresholded', 'IOU F1 (p ≥ ½)', 'IOU F1 of the spans of words of at least one half', _ours),
         ('rationale_f1_pooled', 'pooled F1', 'mean of the F1 of marked and of unmarked words, all words together', _notes)],
-    regression=[('mse', 'MSE', 'mean squared error', _ours, False), ('rmse', 'RMSE', 'its square root, in the unit of the score', _ours, False), ('r2', 'R²', 'share of the variance explained', _ours),
+    regression=[('mse', 'MSE', 'mean squared error', _ours, False), ('rmse', 'RMSE', 'square root of the mean squared error, in the unit of the score', _ours, False), ('r2', 'R²', 'share of the variance explained', _ours),
         ('pearson', 'Pearson r', 'linear correlation', _ours), ('spearman', 'Spearman ρ', 'rank correlation', _ours),
         ('f1_above_half', 'F1 > ½', 'F1 of score > 0.5, the published line of hate speech; only for the Rasch score', 'Kennedy et al. 2020'),
         ('auc_score_gt_0', 'AUC score > 0', 'how well the prediction orders comments by the sign of their true score, where that is known', _ours)],
     language=[('hidden_accuracy', 'accuracy', 'share of the hidden sub-tokens that were guessed', 'Devlin et al. 2019'), ('perplexity', 'perplexity', 'e to the mean cross-entropy of the hidden sub-tokens', 'Devlin et al. 2019', False)])
 metrics = {kind: {m[0]: Metric(*m) for m in ms} for kind,ms in _metrics.items()}
 main_metric = dict(multiclass='macro_f1', multilabel='macro_f1', tokens='token_f1', regression='pearson', language='hidden_accuracy')
+
+# %% ../nbs/09_evaluation.ipynb #299e9061
 _kinds = dict(label='multiclass', target='multilabel', rationale='tokens', score='regression', text='language')
 
 def metric_of(task:str, name:str) -> Metric:
@@ -89,14 +92,14 @@ def definitions(
 def resamples(
     n:int,       # posts
     count:int,   # resamples
-    seed:int=0,
+    seed:int|np.random.Generator=0, # a generator goes on where it is: many draws at once or a few at a time are the same draws
 ) -> np.ndarray:
     "[count, n] how often each post was drawn in each resample"
     drawn = np.random.default_rng(seed).integers(0, n, (count, n), dtype=np.int32) + np.arange(count, dtype=np.int64)[:,None]*n
     return np.bincount(drawn.ravel(), minlength=count*n).reshape(count, n).astype(np.float32, order='F')   # the weights of a post lie together: metrics take some of the posts
 
 # %% ../nbs/09_evaluation.ipynb #2dbb01d6
-Statistic = Callable[[np.ndarray], np.ndarray]      # weights [B, n] → values [B]
+Statistic = Callable[[np.ndarray], np.ndarray]      # weights [B, n] → values [B]; its `n` is how many posts it is of, where not of all
 
 def _divide(a, b, empty=np.nan):
     a,b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
@@ -109,6 +112,7 @@ def mean_of(values) -> Statistic:
     v = np.asarray(values, np.float32)
     return lambda W: _divide(W @ v, W.sum(1))
 
+# %% ../nbs/09_evaluation.ipynb #d47a2d18
 def on(
     use,         # [n] bool: which posts count
     statistic:Statistic, # of these posts alone
@@ -125,6 +129,7 @@ def counted(
     statistic.n = n
     return statistic
 
+# %% ../nbs/09_evaluation.ipynb #c841d207
 def shared(statistic:Callable) -> Callable:
     "A function of weights that several metrics ask: it remembers its answer to the weights it saw last"
     seen = [None, None]
@@ -231,7 +236,17 @@ def ece_of(
     "Expected calibration error, all decisions of all posts together"
     c,r = (np.asarray(x, np.float64).reshape(len(confidence), -1) for x in (confidence, right))
     excess = np.stack([((c-r)*(calibration_bins(c, bins) == b)).sum(1) for b in range(bins)], 1).astype(np.float32)
-    return lambda W: _divide(np.abs(W @ excess).sum(1), c.shape[1]*W.sum(1))
+    def _stat(W): return _divide(np.abs(W @ excess).sum(1), c.shape[1]*W.sum(1))
+    _stat.biased = True
+    return _stat
+
+def recentred(
+    draws,     # [B] a statistic in resamples, or a difference of statistics
+    value,     # of the posts as they are
+    *statistics:Statistic,
+) -> np.ndarray:
+    "The draws; moved by their mean distance from the value if a statistic is known to be too high in resamples"
+    return draws-np.nanmean(draws)+value if any(getattr(f, 'biased', False) for f in statistics) else draws
 
 def _calibration_statistics(t):
     p,y = _label_answers(t)
@@ -357,8 +372,11 @@ def _token_f1(gold, given):
     return 2*tp/(gold.sum()+given.sum()) if gold.sum()+given.sum() else 0.
 
 def _auprc(gold, values):
-    precision,recall,_ = precision_recall_curve(gold, values)
-    return auc(recall, precision)
+    order = np.argsort(-values, kind='stable')
+    last = np.flatnonzero(np.diff(values[order], append=-np.inf))      # equal values are taken together
+    hits = np.cumsum(gold[order])[last]
+    precision,recall = np.append(1., hits/(last+1)),np.append(0., hits/hits[-1])
+    return (np.diff(recall)*(precision[1:]+precision[:-1])).sum()/2
 
 def rationale_table(
     golds:list,   # of each post: [words] 0 or 1
@@ -410,7 +428,8 @@ def _score_statistics(t):
     if t['corpus'].iloc[0] in ('mhs','mini_mhs'): out['f1_above_half'] = f1_of((y > .5)[:,None], (p > .5)[:,None], 'micro')
     if 'score_gt_0' in t and t['score_gt_0'].notna().any():
         sign = t['score_gt_0'].to_numpy(np.float64)
-        out['auc_score_gt_0'] = lambda W: auc_of(sign == 1, p)(W*(sign >= 0))
+        known = sign >= 0
+        out['auc_score_gt_0'] = on(known, auc_of(sign[known] == 1, p[known]))
     return out, {}, {}
 
 # %% ../nbs/09_evaluation.ipynb #6e4a471c
@@ -474,20 +493,22 @@ def evaluate(
     seed:int=0,
 ) -> dict[str,dict]:
     "Task → metric → value, low, high, n (and `why`, where a value is None); beside the metrics the task's confusion counts"
-    return {task: {**_values(found, why, len(t), n_boot, seed), **more} for task,(t,found,more,why) in task_statistics(table).items()}
+    return {task: {**estimates(found, why, len(t), n_boot, seed), **more} for task,(t,found,more,why) in task_statistics(table).items()}
 
-def _values(found, why, n, n_boot, seed, cells=4_000_000):
+def estimates(found, why, n, n_boot, seed, cells=1_000_000):
     "Value and percentile interval of each statistic, or why there is none; resamples in chunks of at most `cells` weights"
     size = max(1, min(n_boot, cells//n))
-    drawn = {m: [] for m in found}
+    drawn,rng = {m: [] for m in found},np.random.default_rng(seed)
     for i in range(0, n_boot, size):
-        W = resamples(n, min(size, n_boot-i), seed+i)
+        W = resamples(n, min(size, n_boot-i), rng)
         for m,f in found.items(): drawn[m].append(f(W))
     one,out = np.ones((1,n), np.float32),{}
     for m in [*found, *(m for m in why if m not in found)]:
         value,low,high = float(found[m](one)[0]) if m in found else np.nan,None,None
         if not np.isfinite(value): reason = dict(why=why.get(m, 'not defined: one side is empty or constant'))
-        elif n_boot: low,high = np.nanpercentile(np.concatenate(drawn[m]), [2.5, 97.5]).tolist()
+        elif n_boot:
+            low,high = np.nanpercentile(recentred(np.concatenate(drawn[m]), value, found[m]), [2.5, 97.5]).tolist()
+            if getattr(found[m], 'biased', False): low = max(low, 0.)
         out[m] = dict(value=value if np.isfinite(value) else None, low=low, high=high, n=getattr(found.get(m), 'n', n), **({} if np.isfinite(value) else reason))
     return out
 
@@ -502,7 +523,7 @@ def bias_table(
         check(table)
         if len(corpora := table['corpus'].unique()) > 1: raise HatenbError(f'the predictions are of {len(corpora)} corpora', ', '.join(corpora), 'Take those of one corpus.')
         found,counts,why = _bias_statistics(table.reset_index(drop=True))
-        table = {**_values(found, why, len(table), n_boot, seed), **counts}
+        table = {**estimates(found, why, len(table), n_boot, seed), **counts}
     if 'communities' not in table: raise HatenbError('there are no communities', 'bias_table', 'Take predictions of a corpus with labels and communities, or a record that was made with them.')
     rows = {c: dict(n=v['n'], n_normal=v['normal'], n_toxic=v['toxic']) | {f'{b}_{k}': table[f'{b}_auc.{c}'][x] for b in _biases for k,x in (('auc','value'), ('low','low'), ('high','high'))}
             for c,v in table['communities'].items()}
@@ -527,21 +548,40 @@ def save_predictions(table:pd.DataFrame, path:str|Path):
 
 def load_predictions(
     path:str|Path,
+    split:str|None=None, # refuse the table unless it has just the posts of this split (default: any posts)
 ) -> pd.DataFrame:
     "Read a predictions table; gold that was left out is taken from the corpora"
     try: table = pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException) as e: raise HatenbError(f'the predictions cannot be read: {e}', path, 'Run the run again.') from None
     if missing := [c for c in ('corpus','id') if c not in table]: raise HatenbError(f'the column {missing[0]!r} is missing', path, 'Name a predictions table.')
-    return table if any(c in table for c in gold_columns) else with_gold(table)
+    if not any(c in table for c in gold_columns): return with_gold(table, split)
+    if split: check_split(table, split)
+    return table
+
+def check_split(
+    table:pd.DataFrame, # predictions
+    split:str,          # train, validation or test
+):
+    "Raise `HatenbError` with the posts' ids unless the table has each post of the split, of every corpus in it, once and no other"
+    _refuse(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
+    for corpus,t in table.groupby('corpus', sort=False): _check_posts(t, load_corpus(corpus), split)
+
+def _check_posts(t, corpus, split):
+    posts = pd.DataFrame(dict(corpus=t['corpus'].iloc[0], id=corpus[split]['id'][:]))
+    _refuse(posts, f'the post of the {split} split has no prediction', ~posts['id'].isin(t['id']).to_numpy(), 'Predict all posts of the split.')
+    _refuse(t, f'the post is not of the {split} split', ~t['id'].isin(posts['id']).to_numpy(), 'Leave the others out, or name the split they are of.')
 
 def with_gold(
-    table:pd.DataFrame, # predictions without gold columns
+    table:pd.DataFrame,  # predictions without gold columns
+    split:str|None=None, # refuse the table unless it has just the posts of this split
 ) -> pd.DataFrame:
     "Add the gold columns of each post from its corpus"
     _refuse(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
     parts = []
     for corpus,t in table.groupby('corpus', sort=False):
-        gold = pd.concat([ds.select_columns(['id', *(c for c in gold_columns if c in ds.column_names)]).to_pandas() for ds in load_corpus(corpus).values()])
+        posts = load_corpus(corpus)
+        if split: _check_posts(t, posts, split)
+        gold = pd.concat([ds.select_columns(['id', *(c for c in gold_columns if c in ds.column_names)]).to_pandas() for ds in posts.values()])
         if missing := sorted(set(t['id'])-set(gold['id'])):
             raise HatenbError(f'{len(missing)} posts are not in the corpus', f'{corpus}, {", ".join(missing[:5])}', 'Use the corpus that the predictions were made on.')
         parts.append(t.merge(gold, on='id', how='left', validate='one_to_one'))

@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/studies.html.md"""
 # %% auto #0
 __all__ = ['RunConfig', 'source_folders', 'run_corpora', 'head_config', 'run_encoder', 'run_model', 'load_sources', 'save_model',
            'load_run', 'read_record', 'finished', 'read_records', 'peak_memory', 'forget_peak', 'run', 'Study',
-           'expand', 'drawn', 'chosen_run', 'run_study', 'demo_study', 'results_folder', 'publish']
+           'expand', 'drawn', 'chosen_run', 'run_study', 'demo_study', 'results_folder', 'publish', 'explain_run']
 
 # %% ../nbs/10_studies.ipynb #019da38c
 import dataclasses, gc, glob, itertools, json, os, resource, shutil, sys, time, tomllib, warnings
@@ -33,6 +33,7 @@ from .core import (HatenbError, digest, progress, provenance, read_json, derive_
 from .corpora import corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import evaluate, join_predictions, load_predictions, main_metrics, save_predictions
+from .explanations import evaluate_explainers, marked, task_of
 from .heads import HeadConfig, Task, make_head, task_keys
 from .losses import make_loss
 from .regularisers import make_regularisers
@@ -230,6 +231,10 @@ def save_model(model:Model, folder:str|Path):
     with whole_file(folder/'heads.safetensors') as tmp:
         save_file({k: v.detach().cpu().contiguous() for k,v in model.heads.state_dict().items()}, tmp)
 
+def _beside(config, folder):
+    "The configuration with the paths of what a bundle brings along"
+    return dataclasses.replace(config, **{k: str(folder/v) for k in ('lexicon','encoder') if (v := getattr(config, k)) and not Path(v).is_absolute() and (folder/v).exists()})
+
 def load_run(
     folder:str|Path,   # of a finished run
     device='cpu',
@@ -237,7 +242,7 @@ def load_run(
     "The trained model of a finished run, ready to predict"
     folder = Path(folder)
     record = read_record(folder/'record.json')
-    config = RunConfig.from_dict(record['config'], folder/'record.json')
+    config = _beside(RunConfig.from_dict(record['config'], folder/'record.json'), folder)
     if config.method in (*baselines, 'join'): raise HatenbError(f'{config.method} has no model to load', folder, 'Load a run with an encoder.')
     encoder = load_encoder(config.encoder, config.quantization, resolve_dtype(config.dtype, device), device)
     for name in record.get('adapters', ['shared']): encoder.load(folder/'adapters'/name, name)
@@ -503,3 +508,26 @@ def publish(
             save_predictions(t.drop(columns=[c for c in gold_columns if c in t]), to/'predictions'/f.name)
         out.append(to)
     return out
+
+# %% ../nbs/10_studies.ipynb #3210affa
+def explain_run(
+    folder:str|Path,    # of a finished run
+    names=(),           # explainers (default: all that the run has the heads for)
+    split:str='test',
+    options:dict|None=None, # explainer → its options
+    k:int=5,            # highest words or sub-tokens that count
+    limit:int|None=None,# posts (default: all that are not normal)
+    n_boot:int=1000,
+) -> dict: # id, config, split, posts, k, explainers: explainer → word, token → metric → value, low, high, n; provenance
+    "The record of how plausible and how faithful the explanations of a run are"
+    folder = Path(folder)
+    device,record = resolve_device(settings().device),read_record(folder/'record.json')
+    made_by,model = provenance(device),load_run(folder, device)
+    config,corpus = RunConfig.from_dict(record['config'], folder/'record.json'),model.heads[task_of(model, 'label')].task.corpus
+    splits = run_corpora(config, model.encoder.tokenizer)[corpus]
+    if split not in splits: raise HatenbError(f'there is no split {split!r}', corpus, f'Known: {", ".join(splits)}.')
+    ds = marked(splits[split])
+    posts = Posts(ds if limit is None else ds.select(range(min(limit, len(ds)))), corpus, model.encoder.tokenizer.pad_token_id)
+    key = [config.to_dict(), [file_sha256(f) for f in sorted([*folder.glob('adapters/*/*.safetensors'), folder/'heads.safetensors'])]]
+    found = evaluate_explainers(model, posts, names, key, options, k, n_boot)
+    return dict(id=record['id'], config=config.to_dict(), corpus=dict(name=corpus, checksum=corpus_checksum(corpus)), split=split, posts=len(posts), k=k, options=options or {}, explainers=found, provenance=made_by)

@@ -13,7 +13,7 @@ def hatenb(*args, cwd=None, **env):
 def test_help_lists_the_commands():
     out = hatenb('--help')
     assert out.returncode == 0
-    for command in ('demo', 'corpora', 'run', 'study', 'report'): assert command in out.stdout
+    for command in ('demo', 'corpora', 'run', 'study', 'report', 'detect', 'bundle', 'serve'): assert command in out.stdout
 
 
 def test_every_field_of_a_run_is_an_option():
@@ -47,6 +47,10 @@ def test_a_baseline_run_and_its_report(tmp_path):
     (('run', 'target:7/3'), 'no part'),
     (('study', 'nowhere.toml'), 'nowhere.toml'),
     (('report', 'nowhere'), 'no record'),
+    (('detect', '--model', 'x'), 'nothing to detect'),
+    (('detect', '--model', 'x', '--file', 'nowhere.txt'), 'nowhere.txt'),
+    (('detect', 'a post', '--model', 'no/where'), 'no such run or bundle'),
+    (('bundle', 'x'), '--out'),
 ])
 def test_errors_say_what_to_do_and_show_no_traceback(tmp_path, args, said):
     out = hatenb(*args, cwd=tmp_path, HATENB_RUNS=str(tmp_path/'runs'))
@@ -71,3 +75,56 @@ def test_the_demonstration_in_its_smallest(tmp_path):
     assert (tmp_path/'demo'/'results.png').read_bytes()[:4] == b'\x89PNG'
     assert 'single task' in out.stdout and 'multi-task' in out.stdout and 'posts/s' in out.stdout
     assert (tmp_path/'demo'/'report.html').stat().st_size > 10_000
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    "A bundle of a hasty run, made on the command line"
+    from hatenb.studies import RunConfig, run
+    runs = tmp_path_factory.mktemp('detecting')
+    name = run(RunConfig.from_dict(dict(tasks=['mini/label', 'mini/rationale'], limit=32, train=dict(epochs=1, batch_size=16))), runs)['id']
+    out = hatenb('bundle', name, '--out', runs/'bundle', HATENB_RUNS=str(runs))
+    assert out.returncode == 0 and 'MB' in out.stdout, out.stderr
+    return runs/'bundle'
+
+
+LINES = b'{"text": "a post", "id": "x1"}\n{broken\n{"text": 7}\n\xff\n\n"only a string"\n{"text": "\\ud83d lone"}\n'
+
+
+def test_a_file_streams_to_json_lines_and_broken_lines_are_named(model, tmp_path):
+    (tmp_path/'in.jsonl').write_bytes(LINES)
+    out = hatenb('detect', '--model', model, '--file', tmp_path/'in.jsonl')
+    assert out.returncode == 0, out.stderr
+    answers = [json.loads(l) for l in out.stdout.splitlines()]
+    assert [(a['line'], a.get('id'), a['text']) for a in answers] == [(1, 'x1', 'a post'), (6, None, 'only a string'), (7, None, '\ud83d lone')]
+    assert all(a['label'] in a['label_prob'] and 'rationale' in a for a in answers)
+    assert [int(n) for n in re.findall(r'line (\d+)\)', out.stderr)] == [2, 3, 4]
+    out = hatenb('detect', '--model', model, '--file', tmp_path/'in.jsonl', '--strict')
+    assert out.returncode != 0 and 'line 2' in out.stderr and 'Traceback' not in out.stderr
+    assert [json.loads(l)['line'] for l in out.stdout.splitlines()] == [1]
+
+
+def test_standard_input_and_a_reader_that_leaves(model):
+    code = 'import sys; from hatenb.cli import main; sys.argv = ["hatenb", "detect", "--model", sys.argv[1], "--file", "-"]; main()'
+    p = subprocess.Popen([sys.executable, '-c', code, str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdin.write('ein schöner Tag 😂\n'.encode()*3000)
+    p.stdin.close()
+    first = json.loads(p.stdout.readline())
+    p.stdout.close()                                    # as `head -1` does
+    said = p.stderr.read().decode()
+    assert first['text'] == 'ein schöner Tag 😂' and p.wait(300) == 0 and not said, said
+
+
+def test_lines_of_any_kind_are_numbered_or_refused():
+    import io
+    from hypothesis import given, settings, strategies as st
+    from hatenb.cli import _lines
+
+    @settings(deadline=None)
+    @given(st.binary(max_size=200), st.booleans())
+    def check(blob, jsonl):
+        refused = []
+        taken = [n for n, _, text in _lines(io.BytesIO(blob), jsonl, lambda n, why: refused.append(n)) if isinstance(text, str)]
+        everything = sorted(taken+refused)
+        assert everything == sorted(set(everything)) and (jsonl or everything == list(range(1, len(io.BytesIO(blob).readlines())+1)))
+    check()

@@ -7,10 +7,10 @@ import pytest
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
-from hatenb.comparison import compare, mcnemar, paired_bootstrap
+from hatenb.comparison import compare, mcnemar, over_seeds, paired_bootstrap, seed_groups
 from hatenb.core import HatenbError
 from hatenb.corpora import load_corpus
-from hatenb.evaluation import resamples, task_statistics
+from hatenb.evaluation import metrics, resamples, task_statistics
 from hatenb.studies import RunConfig, run
 
 
@@ -22,7 +22,7 @@ def predicted(seed, right=.7, corpus='mini', posts=None):
     said = np.where(rng.random(n) < right, y, (y+rng.integers(1, 3, n)) % 3)
     target = np.array(ds['target'])
     p = np.clip(np.abs(target-(rng.random(target.shape) < 1-right))*.6+.2+rng.normal(0, .05, target.shape), 0, 1).astype(np.float32)
-    return pd.DataFrame(dict(corpus=corpus, id=ds['id'], label=y, target=list(target), label_prob=list(np.eye(3)[said]*.7+.1), target_prob=list(p)))
+    return pd.DataFrame(dict(corpus=corpus, id=ds['id'], label=y, label_dist=ds['label_dist'], target=list(target), label_prob=list(np.eye(3)[said]*.7+.1), target_prob=list(p)))
 
 
 def test_intervals_are_those_of_a_plain_loop():
@@ -86,6 +86,40 @@ def test_what_cannot_be_compared():
     assert f"mini/{a.id[3]}" in str(e.value)
     with pytest.raises(HatenbError, match='share no task'): compare(a.drop(columns=['target_prob']), a.drop(columns=['label_prob']), count=10)
     with pytest.raises(HatenbError, match='there twice'): compare(a, pd.concat([a, a.iloc[:1]]), count=10)
+
+
+def test_all_shared_metrics_of_all_tasks():
+    a, b = predicted(0), predicted(1, .85)
+    t = compare(a, b, count=300)
+    shared = {(task, m) for task, found in task_statistics(a).items() for m in found[1]}
+    assert {(task, m) for task, m in zip(t.task, t.metric)} <= shared and shared-set(zip(t.task, t.metric)) == {
+        (task, m) for task, m in shared if not np.isfinite(task_statistics(a)[task][1][m](np.ones((1, len(a)))))}       # only what has no value is left out
+    assert {'ece', 'brier', 'vote_jsd', 'accuracy_split', 'macro_f1_ten'} <= set(t.metric) and set(t.metric) <= set(metrics['multiclass']) | set(metrics['multilabel'])
+    assert ((t.low <= t.difference) & (t.difference <= t.high)).all()
+    alone = compare(a.drop(columns='label_prob'), b.drop(columns='label_prob'), count=300)         # the same draws, however many tasks there are
+    both = t[t.task == 'mini/target'].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone[['metric', 'low', 'high', 'p']], both[['metric', 'low', 'high', 'p']])
+
+
+def test_corpora_are_resampled_apart():
+    a, b = (pd.concat([predicted(s, r), predicted(s+5, r).assign(corpus='other')], ignore_index=True) for s, r in ((0, .7), (1, .85)))
+    t = compare(a, b, count=100)
+    assert list(dict.fromkeys(t.task)) == ['mini/label', 'mini/target', 'other/label', 'other/target']
+    one = compare(a[a.corpus == 'other'], b[b.corpus == 'other'], count=100)
+    pd.testing.assert_frame_equal(one[['metric', 'a', 'b', 'low', 'high']], t[t.task.str.startswith('other')].reset_index(drop=True)[['metric', 'a', 'b', 'low', 'high']])
+
+
+def test_mean_and_deviation_over_seeds(tmp_path):
+    records = [run(RunConfig(('mini/label', 'mini/target'), m, seed=s), tmp_path) for m in ('tfidf', 'majority') for s in (0, 1, 2)]
+    groups = seed_groups(records)
+    assert [[r['config']['seed'] for r in g] for g in groups] == [[0, 1, 2]]*2
+    t = over_seeds(groups[0])
+    f1 = [r['metrics']['test']['mini/label']['macro_f1']['value'] for r in groups[0]]
+    assert t.loc[('mini/label', 'macro_f1'), 'mean'] == pytest.approx(np.mean(f1)) and t.loc[('mini/label', 'macro_f1'), 'sd'] == pytest.approx(np.std(f1, ddof=1))
+    assert (t.seeds == 3).all() and ('mini/label', 'gmb_bpsn') not in t.index and ('mini/target', 'brier') in t.index
+    assert over_seeds(groups[0][:1]).sd.isna().all()
+    with pytest.raises(HatenbError, match='2 configs.*tfidf.*majority'): over_seeds(records)
+    with pytest.raises(HatenbError, match='twice'): over_seeds([records[0], records[0]])
 
 
 def test_the_command(tmp_path):

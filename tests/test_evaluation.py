@@ -2,15 +2,28 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings as hsettings, strategies as st
 from scipy import stats
+from scipy.spatial.distance import jensenshannon
 from sklearn import metrics as sk
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from hatenb.core import HatenbError
 from hatenb.corpora import LABELS, PAPER_TARGETS, TARGETS, load_corpus
-from hatenb.evaluation import (_label_statistics, _rationale_statistics, _score_statistics, _target_statistics, auc_of, check, correlation_of,
-                               evaluate, iou_hits, load_predictions, main_metrics, metrics, rank_correlation_of, rationale_table, resamples,
-                               save_predictions, spans, top, with_gold, word_probabilities)
+from hatenb.evaluation import (_label_statistics, _rationale_statistics, _score_statistics, _target_statistics, auc_of, bias_table, check, check_split,
+                               correlation_of, definitions, ece_of, evaluate, generalised_mean, iou_hits, load_predictions, main_metrics, metric_of, metrics,
+                               on, rank_correlation_of, rationale_table, recentred, resamples, save_predictions, shared, spans, top, toxic_probability,
+                               vote_divergences, with_gold, word_probabilities)
+from hatenb.reports import results_html
+from hatenb.studies import read_records, results_folder
+
+
+@pytest.fixture(scope='module')
+def official(corpora_folder):
+    "The official test split of HateXplain, as one table"
+    return load_corpus('hatexplain')['test'].to_pandas()
+
 
 quick = hsettings(max_examples=8, deadline=None)
 seeds = st.integers(0, 10_000)
@@ -169,7 +182,8 @@ def test_interval_is_that_of_an_explicit_loop(task):
     drawn = np.random.default_rng(5).integers(0, n, (boots, n), dtype=np.int32)
     drawn = [statistics(t.loc[rows].reset_index(drop=True))[0] for rows in drawn]
     for m in statistics(t)[0]:
-        loop = [s[m](np.ones((1, n), np.float32))[0] for s in drawn]
+        loop = np.array([s[m](np.ones((1, n), np.float32))[0] for s in drawn])
+        if m == 'ece': loop = np.maximum(loop-loop.mean()+found[m]['value'], 0)
         assert [found[m]['low'], found[m]['high']] == pytest.approx(np.nanpercentile(loop, [2.5, 97.5]).tolist(), rel=1e-5), m
         assert found[m]['low'] <= found[m]['value'] <= found[m]['high'] and found[m]['n'] == getattr(statistics(t)[0][m], 'n', n)
 
@@ -179,15 +193,185 @@ def test_resamples_are_seeded_and_draw_n_posts():
     assert a.shape == (50, 7) and (a.sum(1) == 7).all() and (a == resamples(7, 50, 1)).all() and (a != resamples(7, 50, 2)).any()
 
 
-def test_chunks_of_resamples_leave_value_and_width_alone(monkeypatch):
+def test_draws_in_chunks_are_the_same_draws(monkeypatch):
     from hatenb import evaluation
+    t = label_table(np.random.default_rng(0), 91)
+    whole = evaluate(t, 400)['hatexplain/label']
+    values_ = evaluation.estimates
+    monkeypatch.setattr(evaluation, 'estimates', lambda *a: values_(*a, cells=91*37))   # 37 resamples at once
+    cut = evaluate(t, 400)['hatexplain/label']
+    for m in whole:
+        if m not in ('confusion', 'communities'): assert cut[m] == pytest.approx(whole[m]), m
+    rng = np.random.default_rng(4)
+    assert (np.concatenate([resamples(13, k, rng) for k in (1, 5, 2)]) == resamples(13, 8, 4)).all()
+
+
+def test_a_shared_statistic_answers_each_weights_once():
+    asked = []
+    f = shared(on([True, False, True], lambda W: asked.append(1) or W.sum(1)))
+    a, b = resamples(3, 4, 0), resamples(3, 4, 1)
+    assert f.n == 2 and (f(a) == a[:, [0, 2]].sum(1)).all() and (f(a) == f(a)).all() and (f(b) == b[:, [0, 2]].sum(1)).all() and (f(a) == a[:, [0, 2]].sum(1)).all()
+    assert len(asked) == 3                                   # a once, b, and a again after b
+
+
+# ---- areas under curves, bias
+
+@pytest.mark.parametrize('positives', [2, 30, 58])
+@quick
+@given(seed=seeds)
+def test_auc_agrees_with_sklearn_on_parts(positives, seed):
+    rng = np.random.default_rng(seed)
+    n = 60
+    y, s = rng.permutation(np.arange(n) < positives), rng.random(n).round(1)       # few distinct scores: many ties
+    W, auc = resamples(n, 3, seed), auc_of(y, s)
+    for got, w in zip(auc(W), W):
+        if 0 < w[y].sum() < n: assert got == pytest.approx(sk.roc_auc_score(y, s, sample_weight=w))
+        else: assert np.isnan(got)
+    use = rng.random(n) < .7
+    if 0 < y[use].sum() < use.sum():
+        assert on(use, auc_of(y[use], s[use]))(np.ones((1, n)))[0] == pytest.approx(sk.roc_auc_score(y[use], s[use]))
+
+
+def paper_bias(posts, score):
+    "The bias metrics by the definitions of the paper's notebook, post by post, from the annotators' own answers"
+    named, toxic = {}, {}
+    for p in posts:
+        every = [t for annotator in p['target_votes'] for t in annotator]
+        found = [c for c in PAPER_TARGETS if every.count(c) > 1]
+        if found: named[p['id']], toxic[p['id']] = found, p['label'] > 0
+    out = {}
+    for c in PAPER_TARGETS:
+        inside, outside = [i for i in named if c in named[i]], [i for i in named if c not in named[i]]
+        sides = dict(subgroup=([i for i in inside if toxic[i]], [i for i in inside if not toxic[i]]),
+                     bpsn=([i for i in outside if toxic[i]], [i for i in inside if not toxic[i]]),
+                     bnsp=([i for i in inside if toxic[i]], [i for i in outside if not toxic[i]]))
+        for b, (high, low) in sides.items():
+            out[f'{b}_auc.{c}'] = np.mean([(score[i] > score[j]) + (score[i] == score[j])/2 for i in high for j in low]), len(high)+len(low)
+    for b in ('subgroup', 'bpsn', 'bnsp'): out[f'gmb_{b}'] = (sum(out[f'{b}_auc.{c}'][0]**-5 for c in PAPER_TARGETS)/10)**(-1/5), len(named)
+    return out
+
+
+@pytest.mark.parametrize('run', ['label-lora-s0-574b49c30b', 'label+target+rationale-tfidf-s0-1efbbe9ce7'])
+def test_bias_is_that_of_the_papers_definitions(official, run):
+    t = load_predictions(results_folder()/'first'/run/'predictions'/'test.parquet', 'test')
+    by_hand = paper_bias(official.to_dict('records'), dict(zip(t['id'], toxic_probability(t))))
+    found = evaluate(t, 0)['hatexplain/label']
+    assert len(by_hand) == 33
+    for m, (value, n) in by_hand.items(): assert found[m]['value'] == pytest.approx(value, abs=1e-6) and found[m]['n'] == n, m
+    assert found['communities']['Hispanic'] == dict(n=35, normal=2, toxic=33)
+    rows = bias_table(t, 200)
+    assert list(rows.index) == list(PAPER_TARGETS) and rows.loc['Women', 'bpsn_auc'] == pytest.approx(by_hand['bpsn_auc.Women'][0])
+    assert (rows.n == rows.n_normal+rows.n_toxic).all() and (rows.subgroup_low <= rows.subgroup_auc).all()
+    pd.testing.assert_frame_equal(rows, bias_table(evaluate(t, 200)['hatexplain/label']))
+
+
+def test_a_community_with_an_empty_side_has_a_reason_and_no_number():
     t = label_table(np.random.default_rng(0))
-    whole = evaluate(t, 400)['hatexplain/label']['accuracy']
-    values_ = evaluation._values
-    monkeypatch.setattr(evaluation, '_values', lambda *a: values_(*a, cells=90*37))   # 37 resamples at once
-    cut = evaluate(t, 400)['hatexplain/label']['accuracy']
-    assert cut['value'] == whole['value']
-    assert cut['high']-cut['low'] == pytest.approx(whole['high']-whole['low'], abs=.04)
+    women, asian = TARGETS.index('Women'), TARGETS.index('Asian')
+    t['target'] = [np.where(np.arange(11) == women, 0 if y == 0 else v, np.where(np.arange(11) == asian, 0, v)) for y, v in zip(t['label'], t['target'])]
+    found = evaluate(t, 50)['hatexplain/label']
+    toxic = found['communities']['Women']['toxic']
+    assert found['communities']['Women']['normal'] == 0 < toxic and found['communities']['Asian'] == dict(n=0, normal=0, toxic=0)
+    for m in ('subgroup_auc.Women', 'bpsn_auc.Women', 'subgroup_auc.Asian', 'bpsn_auc.Asian', 'bnsp_auc.Asian'):
+        assert [found[m][k] for k in ('value', 'low', 'high')] == [None]*3 and 'one side is empty' in found[m]['why'], m
+    assert f'{toxic} toxic, 0 normal' in found['subgroup_auc.Women']['why'] and found['subgroup_auc.Women']['n'] == toxic
+    assert found['bnsp_auc.Women']['value'] is not None
+    for b, who in (('subgroup', 'Asian, Women'), ('bpsn', 'Asian, Women'), ('bnsp', 'Asian')):
+        assert found[f'gmb_{b}']['value'] is None and found[f'gmb_{b}']['why'] == f'no AUC for {who}'
+    rows = bias_table(t, 20)
+    assert np.isnan(rows.loc['Women', ['subgroup_auc', 'subgroup_low', 'bpsn_auc']].astype(float)).all() and rows.loc['Women', 'n_toxic'] == toxic
+
+
+def test_the_generalised_mean_leaves_out_what_a_resample_missed():
+    assert generalised_mean([[.5], [np.nan], [.9]])[0] == pytest.approx(((.5**-5+.9**-5)/2)**-.2)
+    assert generalised_mean([[0.], [.9]])[0] == 0 and np.isnan(generalised_mean([[np.nan]])[0])
+    assert generalised_mean([[.2], [.8]], p=1)[0] == pytest.approx(.5)
+
+
+def test_what_has_no_communities_or_votes_is_silent():
+    t = label_table(np.random.default_rng(0)).drop(columns=['label_dist', 'target'])
+    assert {m for m in evaluate(t, 0)['hatexplain/label']} == {'accuracy', 'macro_f1', 'auroc', *(f'f1.{l}' for l in LABELS), 'ece', 'brier', 'confusion'}
+    with pytest.raises(HatenbError, match='no communities'): bias_table(t)
+    both = pd.concat([t, label_table(np.random.default_rng(1), corpus='mini')], ignore_index=True)      # beside a corpus that has them
+    found = evaluate(both, 0)
+    assert 'gmb_bpsn' in found['mini/label'] and 'gmb_bpsn' not in found['hatexplain/label'] and 'vote_jsd' not in found['hatexplain/label']
+    with pytest.raises(HatenbError, match='2 corpora.*hatexplain, mini'): bias_table(both)
+
+
+# ---- calibration and disagreement
+
+@quick
+@given(seeds)
+def test_calibration_agrees_with_torchmetrics_and_sklearn(seed):
+    rng = np.random.default_rng(seed)
+    p, y = rng.dirichlet([1, 1, 1], 200).astype(np.float32), rng.integers(0, 3, 200)
+    found = values(pd.DataFrame(dict(corpus='x', id=[str(i) for i in range(200)], label=y, label_prob=list(p))))
+    assert found['ece'] == pytest.approx(float(multiclass_calibration_error(torch.tensor(p), torch.tensor(y), 3, n_bins=15)), abs=1e-6)
+    assert found['brier'] == pytest.approx(((p-np.eye(3)[y])**2).sum(1).mean()) == pytest.approx(sum(sk.brier_score_loss(y == k, p[:, k]) for k in range(3)))
+    t = target_table(rng)
+    p, y = np.stack(t['target_prob']), np.stack(t['target'])
+    found = values(t)
+    assert found['ece'] == pytest.approx(float(binary_calibration_error(torch.tensor(p.ravel()), torch.tensor(y.ravel()), n_bins=15)), abs=1e-6)
+    assert found['brier'] == pytest.approx(sk.brier_score_loss(y.ravel(), p.ravel().astype(float)))
+
+
+def test_bins_hold_their_upper_end():
+    # 0 and 1/15 in the first bin, 1 in the last: |(0-1) + (1/15-0)| + |1-1|, over three posts
+    assert ece_of(np.array([0, 1/15, 1]), [1, 0, 1])(np.ones((1, 3)))[0] == pytest.approx((1-1/15)/3, abs=1e-6)
+
+
+def test_a_calibrated_models_interval_holds_its_value():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([1, 1, 1], 2000)
+    t = pd.DataFrame(dict(corpus='x', id=[str(i) for i in range(2000)], label=[rng.choice(3, p=q) for q in p], label_prob=list(p)))
+    ece = evaluate(t, 300)['x/label']['ece']
+    draws = ece_of(p.max(1), p.argmax(1) == t['label'])(resamples(2000, 300))
+    assert draws.mean() > 1.2*ece['value']      # resamples are too high
+    assert 0 <= ece['low'] < ece['value'] < ece['high'] and ece['high'] < np.percentile(draws, 97.5)
+    assert (recentred(draws, .5) == draws).all()
+
+
+@quick
+@given(seeds)
+def test_divergences_agree_with_scipy(seed):
+    rng = np.random.default_rng(seed)
+    p, q = rng.dirichlet([.5]*3, 50), rng.multinomial(3, [.5, .3, .2], 50)/3
+    p[0], q[0] = [1, 0, 0], [0, 2/3, 1/3]
+    entropy, divergence = vote_divergences(p, q)
+    assert divergence == pytest.approx(jensenshannon(p, q, base=2, axis=1)**2, abs=1e-12) and divergence[0] == pytest.approx(1)
+    least = np.maximum(p, 1e-6)
+    assert entropy == pytest.approx(stats.entropy(q, axis=1)+np.where(q > 0, q*np.log(np.where(q > 0, q, 1)/least), 0).sum(1)) and np.isfinite(entropy).all()
+
+
+def test_posts_by_agreement():
+    t = label_table(np.random.default_rng(1))
+    agreed = np.array([v.max() == 1 for v in t['label_dist']])
+    y, said, found = t['label'], np.stack(t['label_prob']).argmax(1), evaluate(t, 0)['hatexplain/label']
+    for name, use in (('agreed', agreed), ('split', ~agreed)):
+        assert found[f'accuracy_{name}']['value'] == pytest.approx((said == y)[use].mean()) and found[f'accuracy_{name}']['n'] == use.sum()
+        assert found[f'macro_f1_{name}']['value'] == pytest.approx(sk.f1_score(y[use], said[use], average='macro'))
+    found = evaluate(t[agreed], 0)['hatexplain/label']
+    assert found['accuracy_agreed']['value'] == found['accuracy']['value'] and found['macro_f1_split']['value'] is None and 'agreed on every post' in found['macro_f1_split']['why']
+
+
+# ---- what metrics mean
+
+def test_definitions_name_every_metric_and_serve_as_footnotes():
+    t = definitions()
+    assert len(t) == sum(map(len, metrics.values())) and not t[['metric', 'text', 'source']].eq('').any().any() and not t.duplicated(['task', 'name']).any()
+    assert set(t.metric.str[-1]) == {'↑', '↓'}
+    assert set(t[t.task.eq('label') & t.metric.str.endswith('↓')].name) == {'ece', 'brier', 'vote_cross_entropy', 'vote_jsd'}
+    notes = definitions(['hatexplain/label bpsn_auc.Women', 'mini/target ece', 'mini/target ece'])
+    assert notes.metric.tolist() == ['BPSN AUC Women ↑', 'ECE ↓'] and 'Women' in notes.text[0]
+    assert metric_of('hatexplain/label', 'ece').text != metric_of('hatexplain/target', 'ece').text
+
+
+def test_records_from_before_still_draw():
+    records = read_records(results_folder()/'first')
+    old = [r for r in records if 'ece' not in r['metrics']['test'].get('hatexplain/label', {'ece': 0})]
+    for r in old or records: assert 'accuracy' in results_html([r]) or 'F1' in results_html([r])
+    if old:
+        with pytest.raises(HatenbError, match='a record that was made with them'): bias_table(old[0]['metrics']['test']['hatexplain/label'])
 
 
 # ---- what has no value says why
@@ -399,6 +583,18 @@ def test_gold_of_posts_that_are_not_there():
     with pytest.raises(HatenbError, match='twice'): with_gold(pd.concat([t, t.loc[[3]]]))
 
 
+def test_a_table_that_should_hold_a_split(tmp_path):
+    t = predicted()
+    check_split(t, 'test')
+    assert 'label' in with_gold(t[t.corpus == 'mini'], 'test')
+    for bad, what in ((t.drop(index=[0, 2]), f'the test split has no prediction: 2 of 58.*mini/{t.id[0]}, mini/{t.id[2]}'), (pd.concat([t, t.loc[[3]]]), f'twice.*mini/{t.id[3]}'),
+                      (edit(t, 1, 'id', load_corpus('mini')['train']['id'][0]), f'has no prediction.*{t.id[1]}'), (pd.concat([t, edit(t.loc[[1]], 1, 'id', 'nobody')]), 'not of the test split.*mini/nobody')):
+        save_predictions(bad, tmp_path/'t.parquet')
+        with pytest.raises(HatenbError, match=what): load_predictions(tmp_path/'t.parquet', 'test')
+        with pytest.raises(HatenbError, match=what): check_split(bad, 'test')
+    with pytest.raises(HatenbError, match='has no prediction'): check_split(t, 'validation')
+
+
 def test_a_file_that_is_no_table(tmp_path):
     (tmp_path/'t.parquet').write_bytes(b'PAR1 nothing')
     for name in ('t.parquet', 'missing.parquet'):
@@ -406,12 +602,6 @@ def test_a_file_that_is_no_table(tmp_path):
 
 
 # ---- the real corpus: the yardsticks of the protocol
-
-@pytest.fixture(scope='module')
-def official(corpora_folder):
-    "The official test split of HateXplain, as one table"
-    return load_corpus('hatexplain')['test'].to_pandas()
-
 
 def iou_f1(rows): return 2*rows.precision.mean()*rows.recall.mean()/(rows.precision.mean()+rows.recall.mean())
 
@@ -446,3 +636,12 @@ def test_one_annotator_against_the_others_rationale(official):
             others = np.delete(marks, i, 0).any(0)
             f1.append(2*(marks[i]*others).sum()/(marks[i].sum()+others.sum()))
     assert np.mean(f1) == pytest.approx(.640, abs=1e-3)
+
+
+def test_one_annotator_against_two_others_target(official):
+    named = np.array([[[t in v for t in TARGETS] for v in votes] for votes in official['target_votes']])
+    said, gold = np.concatenate([named[:, i] for i in range(3)]), np.concatenate([np.delete(named, i, 1).all(1) for i in range(3)])
+    for places, macro, micro in ((range(11), .565, .628), (TEN, .607, .665)):
+        places = list(places)
+        assert sk.f1_score(gold[:, places], said[:, places], average='macro') == pytest.approx(macro, abs=1e-3)
+        assert sk.f1_score(gold[:, places], said[:, places], average='micro') == pytest.approx(micro, abs=1e-3)
