@@ -37,6 +37,7 @@ lab: dev
 	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: dev
+	@command -v quarto >/dev/null || { echo 'make docs needs Quarto on the PATH: https://quarto.org/docs/get-started/' && exit 1; }
 	$(BIN)/nbdev-docs
 
 clean:

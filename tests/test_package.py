@@ -1,0 +1,66 @@
+"The package as others get it: its wheel, away from the repository; its metadata"
+import os, subprocess, sys, tomllib, zipfile
+from pathlib import Path
+
+import pytest, yaml
+import hatenb
+
+root = Path(__file__).resolve().parent.parent
+project = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['project']
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    "Built from a copy, so that nothing is left in the repository; with the setuptools at hand"
+    copy, out = tmp_path_factory.mktemp('source')/'hatenb', tmp_path_factory.mktemp('wheel')
+    tracked = subprocess.run(['git', 'ls-files', '-z', 'hatenb', 'pyproject.toml', 'README.md', 'LICENSE'], cwd=root, capture_output=True, text=True, check=True).stdout
+    for f in filter(None, tracked.split('\0')):
+        (copy/f).parent.mkdir(parents=True, exist_ok=True)
+        (copy/f).write_bytes((root/f).read_bytes())
+    said = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', out, copy], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr[-2000:]
+    return next(out.glob('hatenb-*.whl'))
+
+
+def test_wheel_holds_modules_data_and_licence(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    here = {str(p.relative_to(root)) for p in (root/'hatenb').rglob('*') if p.is_file() and p.suffix in ('.py', '.txt', '.json', '.csv', '.parquet')}
+    assert here <= names, f'missing from the wheel: {sorted(here-names)}'
+    assert not [n for n in names if n.split('/')[0] not in ('hatenb', f'hatenb-{hatenb.__version__}.dist-info')]
+    assert any(n.endswith('licenses/LICENSE') for n in names)
+
+
+def test_wheel_works_where_there_is_no_repository(wheel, tmp_path):
+    "Unpacked elsewhere, with the dependencies at hand: settings have defaults, packaged files are found, a run leaves its record"
+    site, work = tmp_path/'site', tmp_path/'work'
+    zipfile.ZipFile(wheel).extractall(site)
+    work.mkdir()
+    env = {k: v for k, v in os.environ.items() if not k.startswith('HATENB_')} | dict(PYTHONPATH=str(site), HATENB_CACHE=str(tmp_path/'cache'), HATENB_QUIET='1')
+    def hatenb(*args):
+        out = subprocess.run([sys.executable, '-c', 'import sys; from hatenb.cli import main; sys.argv[0] = "hatenb"; main()', *args], cwd=work, env=env, capture_output=True, text=True)
+        assert out.returncode == 0, out.stderr[-2000:]
+        return out.stdout
+    where = subprocess.run([sys.executable, '-c', 'import hatenb; print(hatenb.__file__)'], cwd=work, env=env, capture_output=True, text=True).stdout
+    assert where.startswith(str(site))
+    assert 'report' in hatenb('--help')
+    assert 'shipped with hatenb' in hatenb('corpora')
+    assert 'macro F1' in hatenb('run', 'mini/label', '--method', 'tfidf')
+    assert list((work/'runs').glob('*/record.json'))
+
+
+def test_metadata_of_citation_and_package_agree():
+    c = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
+    assert {'cff-version', 'message', 'title', 'authors'} <= set(c) and c['cff-version'] == '1.2.0' and c['type'] == 'software'      # what the schema of CFF 1.2.0 requires
+    for who in [*c['authors'], *(a for r in c['references'] for a in r['authors'])]: assert {'name'} <= set(who) or {'family-names', 'given-names'} <= set(who)
+    assert all({'type', 'title', 'authors'} <= set(r) for r in c['references'])
+    assert c['version'] == hatenb.__version__ and c['license'] == project['license'] == 'MIT'
+    assert c['repository-code'] == project['urls']['Repository'] and c['url'].rstrip('/') == project['urls']['Documentation'].rstrip('/')
+    assert 'Permission is hereby granted' in (root/'LICENSE').read_text()
+
+
+def test_changelog_has_a_place_for_what_comes_next():
+    lines = (root/'CHANGELOG.md').read_text(encoding='utf-8').splitlines()
+    heads = [l for l in lines if l.startswith('## ')]
+    assert heads[0] == '## [Unreleased]'
+    kinds = {l.removeprefix('### ') for l in lines if l.startswith('### ')}
+    assert kinds <= {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
