@@ -126,8 +126,9 @@ class Pass:
     corpus: str
     heads: dict            # task → head
     logits: Callable       # batch → {task: logits}
-    encoder: Encoder       # as it was trained, for its tokenizer and device
-    dense: nn.Module|None  # the transformer with its adapter added, if there is one
+    dense: nn.Module|None  # the transformer with its adapter added, if there is one; then the rest of the model is let go
+    tokenizer: Callable
+    device: torch.device
     max_length: int
     lexicon: str           # a CSV of terms, if the heads are given its counts
 
@@ -152,12 +153,12 @@ def model_passes(
     out = []
     for corpus in dict.fromkeys(h.task.corpus for h in heads.values()):
         mine = {k: h for k,h in heads.items() if h.task.corpus == corpus}
-        rest = (corpus, config.max_length, config.lexicon)
+        rest = (model.encoder.tokenizer, model.encoder.device, config.max_length, config.lexicon)
         if dense and all(d is not None for d in dense.values()):
             for n in names:
                 some = {k: h for k,h in mine.items() if routes[k] == n}
-                if some: out.append(Pass(corpus, some, _dense_pass(dense[n], some), model.encoder, dense[n], *rest[1:]))
-        else: out.append(Pass(corpus, mine, lambda batch, corpus=corpus: model({corpus: batch}), model.encoder, None, *rest[1:]))
+                if some: out.append(Pass(corpus, some, _dense_pass(dense[n], some), dense[n], *rest))
+        else: out.append(Pass(corpus, mine, lambda batch, corpus=corpus: model({corpus: batch}), None, *rest))
     return out
 
 # %% ../nbs/11_detector.ipynb #ce7d4700
@@ -238,9 +239,8 @@ def _padded(rows, fill):
 
 def _encoded(p:Pass, posts:list[Words]):
     "The windows of all posts as (post, ids, token_word), and the lexicon's counts if they are wanted"
-    tokenizer = p.encoder.tokenizer
     with hushed('transformers.tokenization_utils_base', 'sequence length is longer'):
-        ids,token_word,_ = align([w.words for w in posts], tokenizer, None)
+        ids,token_word,_ = align([w.words for w in posts], p.tokenizer, None)
     extra = lexicon_features([w.words for w in posts], read_lexicon(p.lexicon)) if p.lexicon else None
     return [(i, *w) for i,(a,b) in enumerate(zip(ids, token_word)) for w in windows(a, b, p.max_length)], extra
 
@@ -253,9 +253,9 @@ def _predicted(p:Pass, posts:list[Words], temperatures:dict, batch_size:int) -> 
     columns = [None]*len(cut)
     for rows in (order[i:i+batch_size] for i in range(0, len(order), batch_size)):
         ids,words = ([cut[r][k] for r in rows] for k in (1,2))
-        batch = dict(input_ids=_padded(ids, p.encoder.tokenizer.pad_token_id), attention_mask=_padded([[1]*len(i) for i in ids], 0), token_word=_padded(words, -1))
+        batch = dict(input_ids=_padded(ids, p.tokenizer.pad_token_id), attention_mask=_padded([[1]*len(i) for i in ids], 0), token_word=_padded(words, -1))
         if extra is not None: batch['extra'] = torch.from_numpy(extra[[cut[r][0] for r in rows]])
-        batch = {k: v.to(p.encoder.device) for k,v in batch.items()}
+        batch = {k: v.to(p.device) for k,v in batch.items()}
         found = {}
         logits = p.logits(batch)
         for task,head in p.heads.items():
