@@ -68,7 +68,7 @@ def test_integrated_gradients_are_complete(made, batch):
     p, _, x = probability(model, batch)
     with torch.no_grad(): fall = p(torch.zeros_like(x))-p(-x)
     gaps = [(E.integrated_gradients(model, batch, steps=n).sum(1)-fall).abs().mean() for n in (2, 24)]
-    assert gaps[1] < .005 and gaps[1] < gaps[0]
+    assert gaps[1] < .1*fall.abs().mean() and gaps[1] < gaps[0]
 
 
 def test_gradients_agree_with_captum(made, batch):
