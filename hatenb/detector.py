@@ -34,7 +34,7 @@ from .encoder import Encoder, find_encoder, load_encoder
 from .evaluation import bias_table, load_predictions, metric_of, word_probabilities
 from .heads import questions
 from .merging import lora_updates
-from .reports import shown
+from .reports import tables as report_tables
 from .studies import RunConfig, load_run, read_record, source_folders
 from .training import Model, fill
 
@@ -512,7 +512,7 @@ def metric_table(
     "The record's metrics as they are shown in reports"
     rows = []
     for task,values in record['metrics'][split].items():
-        for m in shown[questions[task.rpartition('/')[2]].kind]:
+        for m in report_tables["Quality"][questions[task.rpartition('/')[2]].kind]:
             v = values.get(m)
             if v and v['value'] is not None:
                 rows.append({'task': task, 'metric': metric_of(task, m).label, 'value': float(v['value']), '95 % interval': '–' if v['low'] is None else f'{v["low"]:.3f} to {v["high"]:.3f}', 'posts': v['n']})
