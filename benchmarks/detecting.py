@@ -45,7 +45,7 @@ def seconds(f):
 
 def agreement(detector, folder):
     "How the detector's answers to the test posts stand to the run's stored predictions, and to the gold"
-    stored = load_predictions(folder/'predictions'/'test.parquet')
+    stored = load_predictions(folder/'predictions'/'test.parquet').query("corpus == 'hatexplain'").reset_index(drop=True)
     words = load_corpus('hatexplain')['test'].to_pandas().set_index('id').loc[stored.id, 'words']
     texts = [' '.join(w) for w in words]
     same = np.array([hatexplain_words(t).words == list(w) for t, w in zip(texts, words)])

@@ -166,14 +166,15 @@ def explain(
 # %% ../nbs/13_cli.ipynb #a914a52b
 @app.command()
 def functional(
-    runs:Annotated[list[Path], typer.Argument(help='folders of finished runs with a label or a score')],
-    out:Annotated[Optional[Path], typer.Option(help='write a record of each run here, e.g. results/functional')]=None,
+    runs:Annotated[Optional[list[Path]], typer.Argument(help='folders of finished runs with a label or a score')]=None,
+    linear:Annotated[Optional[list[str]], typer.Option(help='a corpus: ask a linear model of its posts, too (again for more)')]=None,
+    out:Annotated[Optional[Path], typer.Option(help='write a record of each here, e.g. results/functional')]=None,
 ):
     "Functional tests of finished runs, and their toxic score on other corpora"
     from hatenb.core import write_json
-    from hatenb.functional import functional_run, functional_text
-    for f in runs:
-        record = functional_run(f)
+    from hatenb.functional import functional_run, functional_text, linear_record
+    if not (runs or linear): raise HatenbError('there is nothing to ask', 'functional', 'Name folders of finished runs, or --linear CORPUS.')
+    for record in (*map(functional_run, runs or ()), *map(linear_record, linear or ())):
         print(functional_text(record) + '\n')
         if out: print(f'record: {write_json(out/(record["id"]+".json"), record)}')
 
@@ -262,10 +263,14 @@ def bundle(
     if out and out.exists(): raise HatenbError('there is something already', out, 'Name a folder that is not there yet, or remove it.')
     from hatenb.detector import Detector
     detector = Detector.from_pretrained(run)
+    tables = {}
+    if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it
+        from hatenb.functional import card_tables
+        tables = card_tables(json.loads(tests.read_text(encoding='utf-8')))
     if out:
-        detector.save(out, onnx=onnx, whole=whole)
+        detector.save(out, onnx=onnx, whole=whole, tables=tables)
         print(f'{out}: {sum(f.stat().st_size for f in out.rglob("*") if f.is_file())/1e6:.1f} MB')
-    if push: print(detector.push_to_hub(push, onnx=onnx, whole=whole))
+    if push: print(detector.push_to_hub(push, onnx=onnx, whole=whole, tables=tables))
 
 @app.command()
 def serve(

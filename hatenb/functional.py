@@ -6,14 +6,14 @@ Docs: https://hatenb.github.io/hatenb/functional.html.md"""
 
 # %% auto #0
 __all__ = ['transfer_corpora', 'toxic_posts', 'toxic_scores', 'transfer_metrics', 'functional_metrics', 'hatecheck_table',
-           'functional_record', 'functional_run', 'functional_text', 'linear_scores']
+           'functional_record', 'functional_run', 'functional_text', 'card_tables', 'linear_scores', 'linear_record']
 
 # %% ../nbs/14_functional.ipynb #64d1e749
 from pathlib import Path
 import numpy as np, pandas as pd
 
 # %% ../nbs/14_functional.ipynb #930a00cd
-from .core import HatenbError, progress, provenance, read_json, write_json
+from .core import HatenbError, provenance, write_json
 from .corpora import LABELS, load_corpus
 from .evaluation import auc_of, estimates, f1_of, mean_of, on, save_predictions
 from .baselines import baselines
@@ -36,7 +36,7 @@ def toxic_posts(
         else: raise HatenbError(f'there is no binary answer in {corpus}', 'toxic_posts', 'Use a corpus with classes or shares of votes.')
         t = t.drop(columns=[c for c in ('kind','target') if c in t])       # what the corpus calls so is something else
     if 'text' not in t: t['text'] = [' '.join(w) for w in t['words']]
-    return t.assign(corpus=corpus).reindex(columns=['corpus','id','text','toxic','kind','target']).fillna({'kind': '', 'target': ''})
+    return t.assign(corpus=corpus, **{c: '' for c in ('kind','target') if c not in t})[['corpus','id','text','toxic','kind','target']]
 
 def toxic_scores(
     detector:Detector,
@@ -108,7 +108,9 @@ def functional_record(
     n_boot:int=1000,
 ) -> tuple[dict,pd.DataFrame]: # the record, and the scores by post
     "Ask of every corpus at hand"
-    tables = [pd.concat([t, scores(t['text'].tolist())], axis=1) for t in progress(_at_hand(names).values(), 'corpora', leave=False)]
+    asked = [*_at_hand(names).values()]
+    said = scores([x for t in asked for x in t['text']])
+    tables = [pd.concat([t, s.reset_index(drop=True)], axis=1) for t,s in zip(asked, (said.iloc[e-len(t):e] for t,e in zip(asked, np.cumsum([len(t) for t in asked]))))]
     found = {t['corpus'].iloc[0]: functional_metrics(t, n_boot) if t['corpus'].iloc[0] == 'hatecheck' else transfer_metrics(t, n_boot) for t in tables}
     return made_by | dict(functional=found.pop('hatecheck', None), transfer=found, provenance=provenance()), pd.concat(tables, ignore_index=True).drop(columns='text')
 
@@ -135,6 +137,16 @@ def functional_text(record:dict) -> str:
     rows = [{'corpus': c, 'posts': v['auroc']['n'], 'toxic': v['toxic_share'], **{m: v[m]['value'] for m in ('auroc','accuracy','macro_f1')}} for c,v in record['transfer'].items()]
     return '\n'.join([*lines, pd.DataFrame(rows).to_string(index=False, float_format='{:.3f}'.format)])
 
+# %% ../nbs/14_functional.ipynb #800c7d74
+def card_tables(record:dict) -> dict[str,pd.DataFrame]:
+    "What a model card says of such a record, by title"
+    out = {}
+    if record['functional']:
+        t = hatecheck_table(record['functional'])
+        out[f'HateCheck, {record["functional"]["toxic"]["all"]["n"]} cases'] = pd.DataFrame({'functionality': t['functionality'], 'cases': np.where(t['hateful'], 'hateful', 'other'), 'n': t['n'], 'accuracy': t['accuracy'], '95 % interval': [f'{a:.3f} to {b:.3f}' for a,b in zip(t['low'], t['high'])]})
+    out['Other corpora, the toxic score'] = pd.DataFrame([{'corpus': c, 'posts': v['auroc']['n'], 'toxic posts': v['toxic_share'], 'AUROC': v['auroc']['value'], '95 % interval': f'{v["auroc"]["low"]:.3f} to {v["auroc"]["high"]:.3f}', 'macro F1': v['macro_f1']['value']} for c,v in record['transfer'].items()])
+    return out
+
 # %% ../nbs/14_functional.ipynb #3b830dca
 def linear_scores(
     corpus:str, # a corpus with a training split and a binary answer
@@ -150,6 +162,10 @@ def linear_scores(
         found = baselines['tfidf'](Task.parse(f'{corpus}/label'), splits['train'], dict(validation=splits['validation'], asked=_Rows(asked)), seed)['asked']
         return pd.DataFrame(dict(toxic_score=[float(p[1]) for p in found['label_prob']]))
     return _scores
+
+def linear_record(corpus:str, n_boot:int=1000) -> dict:
+    "Functional tests and transfer of the linear model of a corpus"
+    return functional_record(linear_scores(corpus), dict(id=f'tfidf-{corpus}', config=dict(tasks=[f'{corpus}/toxic'], method='tfidf', quantization='', seed=0)), n_boot=n_boot)[0]
 
 class _Rows(dict):
     "Columns that know how many rows they have, as a dataset does"

@@ -6,8 +6,9 @@ Docs: https://hatenb.github.io/hatenb/reports.html.md"""
 
 # %% auto #0
 __all__ = ['tables', 'everything', 'palette', 'marks', 'method_name', 'tasks_name', 'run_names', 'results_rows', 'metric_columns',
-           'best_of', 'results_text', 'results_html', 'metrics_html', 'comparison_text', 'results_markdown',
-           'published_records', 'results_figure', 'trained_tasks', 'curves_figure', 'write_report']
+           'best_of', 'results_text', 'results_html', 'metrics_html', 'comparison_text', 'results_markdown', 'way',
+           'validation_score', 'best_by_way', 'published_records', 'results_figure', 'trained_tasks', 'curves_figure',
+           'write_report']
 
 # %% ../nbs/12_reports.ipynb #882b66d7
 import base64, collections, html, io, textwrap
@@ -19,7 +20,7 @@ import matplotlib.pyplot as plt
 
 # %% ../nbs/12_reports.ipynb #33c8dd17
 from .core import HatenbError, whole_file
-from .evaluation import definitions, main_metric, metric_of, metrics
+from .evaluation import definitions, main_metric, main_metrics, metric_of, metrics
 from .heads import Task, questions
 from .studies import RunConfig
 
@@ -236,6 +237,36 @@ def results_markdown(
     head = ['method','tasks', *(_title(c, several) for c in columns)]
     lines = [[rows['method'].iloc[i], _cell(rows['tasks'].iloc[i]), *(_md(c, i) for c in columns)] for i in range(len(rows))]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *lines])
+
+# %% ../nbs/12_reports.ipynb #d66bb67a
+def way(config:dict) -> str:
+    "The way in which a run shares an encoder among tasks"
+    method = config['method']
+    if method in ('majority','tfidf'): return method
+    if method == 'join' or len(config['tasks']) == 1 or method == 'parallel' and config['options'].get('learn') == 'nothing': return 'one adapter a task'
+    return {'merge': 'merged', 'fuse': 'fused', **dict.fromkeys(('parallel','branch','mtl_lora','stack'), 'shared in part')}.get(method, 'one for all tasks')
+
+def validation_score(record:dict) -> float:
+    "Mean of the tasks' main metrics on validation posts"
+    return float(np.mean([*main_metrics(record['metrics']['validation']).values()]))
+
+def best_by_way(
+    records:list[dict],
+    tasks:list[str],     # that a way has to answer
+) -> dict[str,tuple[list[dict],int]]: # way → the chosen run, or one a task; and how many there were to choose from
+    "The run of each way that did best on validation posts"
+    of = collections.defaultdict(list)
+    for r in {r['id']: r for r in records}.values():
+        answered = set(r['metrics']['test'])
+        if answered == set(tasks) or len(answered) == 1 and answered < set(tasks): of[way(r['config'])].append(r)
+    out = {}
+    for w,rs in of.items():
+        if w == 'one adapter a task':
+            apart = [[r for r in rs if set(r['metrics']['test']) == {t}] for t in tasks]
+            if all(apart): out[w] = [max(a, key=validation_score) for a in apart],sum(map(len, apart))
+        elif (whole := [r for r in rs if set(r['metrics']['test']) == set(tasks)]): out[w] = [max(whole, key=validation_score)],len(whole)
+    order = 'one adapter a task','one for all tasks','merged','fused','shared in part','tfidf','majority'
+    return {w: out[w] for w in order if w in out}
 
 # %% ../nbs/12_reports.ipynb #3aeca344
 def published_records(

@@ -136,12 +136,16 @@ def _from_dict(cls, d, place):
     except TypeError as e: raise HatenbError(str(e), place, f'Known keys: {", ".join(known)}.') from None
 
 # %% ../nbs/10_studies.ipynb #0018c374
+def _trainable(name, ds):
+    "The splits, of a corpus that is not there to test with alone"
+    if 'train' not in ds: raise HatenbError(f'the corpus {name} is there to test with', 'tasks', 'Train on another; `hatenb functional` asks a finished run for its posts.')
+    return ds
+
 def run_corpora(config:RunConfig, tokenizer) -> dict:
     "corpus → its encoded splits, cut to the run's limit"
     out = {}
     for c in config.corpora:
-        ds = encoded_corpus(c, tokenizer, config.max_length)
-        if 'train' not in ds: raise HatenbError(f'the corpus {c} is there to test with', 'tasks', 'Train on another; `hatenb functional` asks a finished run for its posts.')
+        ds = _trainable(c, encoded_corpus(c, tokenizer, config.max_length))
         out[c] = {k: d if config.limit is None else d.shuffle(seed=0).select(range(min(config.limit, len(d)))) for k,d in ds.items() if k in ('train','validation','test')}
         if config.augment: out[c]['train'] = concatenate_datasets([out[c]['train'], _copies(config, out[c]['train'], tokenizer)])
         if config.lexicon:
@@ -331,7 +335,7 @@ def _train(config, folder, device, accelerator, sources):
 # %% ../nbs/10_studies.ipynb #11b0a632
 def _baseline(config, folder, device, accelerator, sources):
     "Fit a baseline; returns predictions by split and the parts of its record"
-    corpora = {c: {k: d if config.limit is None else d.shuffle(seed=0).select(range(min(config.limit, len(d)))) for k,d in load_corpus(c).items()}
+    corpora = {c: {k: d if config.limit is None else d.shuffle(seed=0).select(range(min(config.limit, len(d)))) for k,d in _trainable(c, load_corpus(c)).items()}
                for c in config.corpora}
     start = time.perf_counter()
     tables = baseline_tables(config.method, list(map(Task.parse, config.tasks)), corpora, config.seed)
