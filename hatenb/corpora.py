@@ -575,7 +575,7 @@ def _vote_statistics(ds):
 def statistics(name:str) -> dict:
     "Counts of posts, classes and targets, agreement, lengths: everything that the page about the corpora shows"
     ds,c = load_corpus(name),corpora[name]
-    columns = ds['train'].column_names
+    columns = next(iter(ds.values())).column_names
     out = dict(title=c.title, licence=c.licence, checksum=corpus_checksum(name), posts={s: len(d) for s,d in ds.items()},
                words=_histogram([len(w) for d in ds.values() for w in d['words'][:]], 5))
     if 'score' in columns: out['score'] = _score_statistics(np.concatenate([d['score'][:] for d in ds.values()]))
