@@ -297,6 +297,7 @@ class Corpus:
     homepage: str = ''
     paper: str = ''
     embedded: bool = False   # ships with hatenb
+    trains: bool = True      # False: to test with only, so that no run may learn or choose from it
 
 corpora = Registry('corpus')
 def add_corpus(c:Corpus) -> Corpus:
@@ -579,6 +580,7 @@ def statistics(name:str) -> dict:
     out = dict(title=c.title, licence=c.licence, checksum=corpus_checksum(name), posts={s: len(d) for s,d in ds.items()},
                words=_histogram([len(w) for d in ds.values() for w in d['words'][:]], 5))
     if 'score' in columns: out['score'] = _score_statistics(np.concatenate([d['score'][:] for d in ds.values()]))
+    if 'toxic' in columns: out['toxic'] = {s: sum(d['toxic'][:]) for s,d in ds.items()}
     return out | (_vote_statistics(ds) if 'label' in columns else {})
 
 # %% ../nbs/01_corpora.ipynb #432b2580

@@ -25,7 +25,7 @@ import hatenb.toxicity   # registers its corpora
 def toxic_posts(
     corpus:str,         # one with `toxic`, `label` or a share of hate votes as `score`
     split:str='test',
-) -> pd.DataFrame: # id, text, toxic, kind, target
+) -> pd.DataFrame: # id, text, toxic, kind, community
     "Posts with a binary gold answer"
     ds = load_corpus(corpus)
     if split not in ds: raise HatenbError(f'the corpus {corpus} has no split {split!r}', split, f'It has {", ".join(ds)}.')
@@ -34,16 +34,15 @@ def toxic_posts(
         if 'label' in t: t['toxic'] = (t['label'] != LABELS.index('normal')).astype(int)
         elif corpus in ('mhs_share','mini_mhs'): t['toxic'] = (t['score'] >= .5).astype(int)
         else: raise HatenbError(f'there is no binary answer in {corpus}', 'toxic_posts', 'Use a corpus with classes or shares of votes.')
-        t = t.drop(columns=[c for c in ('kind','target') if c in t])       # what the corpus calls so is something else
     if 'text' not in t: t['text'] = [' '.join(w) for w in t['words']]
-    return t.assign(corpus=corpus, **{c: '' for c in ('kind','target') if c not in t})[['corpus','id','text','toxic','kind','target']]
+    return t.assign(corpus=corpus).reindex(columns=['corpus','id','text','toxic','kind','community'], fill_value='')
 
 def toxic_scores(
     detector:Detector,
     texts:list[str],
 ) -> pd.DataFrame: # toxic_score and, of runs with labels, hate
     "What a detector says of texts, as one number each"
-    if not {'label','severity'} & set(detector.answers): raise HatenbError('the detector has neither classes nor a score', 'toxic_scores', 'Use a run with the task label or score.')
+    if not {'label','score'} & set(detector.answers): raise HatenbError('the detector has neither classes nor a score', 'toxic_scores', 'Use a run with the task label or score.')
     found = list(detector.stream(texts))
     if 'label' in detector.answers: return pd.DataFrame(dict(toxic_score=[1-d['label_prob']['normal'] for d in found], hate=[d['label_prob']['hatespeech'] for d in found]))
     return pd.DataFrame(dict(toxic_score=[d['severity'] for d in found]))
@@ -74,9 +73,9 @@ def functional_metrics(
         def _of(rows): return on(rows, mean_of((given == y)[rows]))
         parts = dict(all=right, hateful=_of(y), other=_of(~y), macro_f1=f1_of(np.stack([y, ~y], 1), np.stack([given, ~given], 1), 'macro'))
         for k in sorted(table['kind'].unique()): parts[f'functionality.{k}'] = _of((table['kind'] == k).to_numpy())
-        for g in sorted(x for x in table['target'].unique() if x):
+        for g in sorted(x for x in table['community'].unique() if x):
             for name,side in (('hateful', y), ('other', ~y)):
-                if (rows := (table['target'] == g).to_numpy() & side).any(): parts[f'target.{g}.{name}'] = _of(rows)
+                if (rows := (table['community'] == g).to_numpy() & side).any(): parts[f'target.{g}.{name}'] = _of(rows)
         return parts
     return {k: estimates(_parts(given), {}, len(y), n_boot, 0) for k,given in decisions.items()}
 

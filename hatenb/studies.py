@@ -31,7 +31,7 @@ from .composing import adapter_name, fusion_attention, make_sharing, shared_mode
 from .core import (HatenbError, digest, progress, provenance, read_json, derive_seed, file_sha256, resolve_device, resolve_dtype, seed_everything, settings,
                          whole_file, write_json)
 import hatenb.toxicity   # registers its corpora
-from .corpora import corpus_checksum, frequencies, gold_columns, load_corpus
+from .corpora import corpora as known_corpora, corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import evaluate, join_predictions, load_predictions, main_metrics, save_predictions
 from .explanations import evaluate_explainers, marked, task_of
@@ -65,6 +65,8 @@ class RunConfig:
     def __post_init__(self):
         object.__setattr__(self, 'tasks', tuple(task_keys(*self.tasks)))
         if not self.tasks: raise HatenbError('a run needs a task', 'tasks', 'For example: label.')
+        if held := [c for c in self.corpora if c in known_corpora and not known_corpora[c].trains]:
+            raise HatenbError(f'the corpus {held[0]} is there to test with: no run may learn or choose from it', 'tasks', 'Train on another; `hatenb functional` asks a finished run for its posts.')
         if len(set(self.tasks)) < len(self.tasks): raise HatenbError('a task is named twice', ' '.join(self.tasks), 'Name each once.')
         if self.method not in (*baselines, *sharings, 'join'): adapter_methods[self.method]
         self._check_sources()
@@ -136,22 +138,25 @@ def _from_dict(cls, d, place):
     except TypeError as e: raise HatenbError(str(e), place, f'Known keys: {", ".join(known)}.') from None
 
 # %% ../nbs/10_studies.ipynb #0018c374
-def _trainable(name, ds):
-    "The splits, of a corpus that is not there to test with alone"
-    if 'train' not in ds: raise HatenbError(f'the corpus {name} is there to test with', 'tasks', 'Train on another; `hatenb functional` asks a finished run for its posts.')
-    return ds
-
 def run_corpora(config:RunConfig, tokenizer) -> dict:
     "corpus → its encoded splits, cut to the run's limit"
     out = {}
     for c in config.corpora:
-        ds = _trainable(c, encoded_corpus(c, tokenizer, config.max_length))
+        ds = encoded_corpus(c, tokenizer, config.max_length)
         out[c] = {k: d if config.limit is None else d.shuffle(seed=0).select(range(min(config.limit, len(d)))) for k,d in ds.items() if k in ('train','validation','test')}
         if config.augment: out[c]['train'] = concatenate_datasets([out[c]['train'], _copies(config, out[c]['train'], tokenizer)])
         if config.lexicon:
             lexicon = read_lexicon(config.lexicon)
             out[c] = {k: d.add_column('extra', lexicon_features(d['words'][:], lexicon).tolist()) for k,d in out[c].items()}
+    _check_gold(config, out)
     return out
+
+_gold_of = dict(multiclass='label', multilabel='target', tokens='rationale_any', regression='score')
+def _check_gold(config, corpora):
+    "Raise unless each task's corpus holds the answers that the task asks for"
+    for t in map(Task.parse, config.tasks):
+        if t.kind in _gold_of and _gold_of[t.kind] not in corpora[t.corpus]['train'].column_names:
+            raise HatenbError(f'the corpus has no gold column {_gold_of[t.kind]!r} for this task', t.key, 'Ask this of a corpus that has it.')
 
 def _copies(config, train, tokenizer):
     "Encoded changed copies of training posts"
@@ -335,8 +340,9 @@ def _train(config, folder, device, accelerator, sources):
 # %% ../nbs/10_studies.ipynb #11b0a632
 def _baseline(config, folder, device, accelerator, sources):
     "Fit a baseline; returns predictions by split and the parts of its record"
-    corpora = {c: {k: d if config.limit is None else d.shuffle(seed=0).select(range(min(config.limit, len(d)))) for k,d in _trainable(c, load_corpus(c)).items()}
+    corpora = {c: {k: d if config.limit is None else d.shuffle(seed=0).select(range(min(config.limit, len(d)))) for k,d in load_corpus(c).items()}
                for c in config.corpora}
+    _check_gold(config, corpora)
     start = time.perf_counter()
     tables = baseline_tables(config.method, list(map(Task.parse, config.tasks)), corpora, config.seed)
     return tables, dict(history=[], cost=dict(train_seconds=time.perf_counter()-start, trainable_parameters=None, posts_per_second=None))

@@ -19,70 +19,88 @@ from .core import HatenbError
 from .corpora import Corpus, RemoteFile, add_corpus, corpora, split_of
 
 # %% ../nbs/01b_toxicity.ipynb #217d71bf
-toxicity_features = Features(id=Value('string'), text=Value('string'), words=List(Value('string')), toxic=Value('int8'), kind=Value('string'), target=Value('string'))
+def _wrong(what, file, line): return HatenbError(what, f'{file}, line {line}', 'Mend or remove this row.')
 
-def _read(file, **options):
-    "A table as strings, with the file's own line ends and quotes"
-    try: t = pd.read_csv(file, dtype=str, keep_default_na=False, encoding='utf-8-sig', **options)
+def _table(file, sep=',', quotes=True, header=True):
+    "The rows of a file as strings; the index is the line in which each begins"
+    try: text = file.read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as e: raise HatenbError(f'the file is not UTF-8 (byte {e.start})', file, 'Fetch it again.') from None
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise HatenbError(f'the table cannot be read: {e}', file, 'Fetch it again.') from None
-    return t
+    except OSError as e: raise HatenbError(f'the file cannot be read: {e.strerror}', file, 'Fetch it again.') from None
+    reader = csv.reader(io.StringIO(text, newline=''), delimiter=sep, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True)
+    rows,end = {},0
+    try:
+        for cells in reader:
+            if cells: rows[end+1] = cells
+            end = reader.line_num
+    except csv.Error as e: raise _wrong(f'the table cannot be read: {e}', file, end+1) from None
+    names = rows.pop(next(iter(rows))) if header and rows else None
+    if not rows: raise HatenbError('there are no posts in the file', file, 'Fetch it again.')
+    width = len(names or next(iter(rows.values())))
+    for line,cells in rows.items():
+        if len(cells) != width: raise _wrong(f'the row has {len(cells)} cells instead of {width}', file, line)
+    return pd.DataFrame(list(rows.values()), list(rows), names)
 
-def _column(t, file, *names):
-    "The first of these columns that is there"
-    if (found := next((n for n in names if n in t), None)) is None: raise HatenbError(f'the column {names[0]!r} is missing', file, 'Use the publisher\'s file as it is.')
-    return t[found]
+def _column(t, file, name):
+    "A column that has to be there"
+    if name not in t: raise HatenbError(f'the column {name!r} is missing', file, "Use the publisher's file as it is.")
+    return t[name]
 
 def _answers(values, known, file):
-    "0 or 1 by a table of what may stand there; None leaves the row out"
-    if (wrong := next((i for i,v in enumerate(values) if v not in known), None)) is not None:
-        raise HatenbError(f'{values.iloc[wrong]!r} is none of {", ".join(known)}', f'{file}, row {wrong+1} of the data', 'Mend or remove this row.')
-    return [known[v] for v in values]
+    "What each value of a column means"
+    for line,v in values.items():
+        if v not in known: raise _wrong(f'{v!r} is none of {", ".join(known)}', file, line)
+    return values.map(known)
 
-def _rows(file, ids, texts, toxic, kind=None, target=None):
-    "Rows of a file; empty texts and doubled ids are errors"
-    if (twice := pd.Series(ids).duplicated()).any(): raise HatenbError('the post is there twice', f'{file}, {pd.Series(ids)[twice].iloc[0]}', 'Remove one of the two.')
-    if (empty := next((i for i,x in zip(ids, texts) if not x.split()), None)) is not None: raise HatenbError('the post has no words', f'{file}, {empty}', 'Remove this row.')
-    blank = ['']*len(texts)
-    return [dict(id=str(i), text=x, words=x.split(), toxic=y, kind=k, target=g) for i,x,y,k,g in zip(ids, texts, toxic, blank if kind is None else kind, blank if target is None else target) if y is not None]
+# %% ../nbs/01b_toxicity.ipynb #9d6108c3
+toxicity_features = Features(id=Value('string'), text=Value('string'), words=List(Value('string')), toxic=Value('int8'), kind=Value('string'), community=Value('string'))
 
-def _splits(**rows): return DatasetDict({s: Dataset.from_dict({k: [x[k] for x in r] for k in toxicity_features}, features=toxicity_features) for s,r in rows.items()})
+def _posts(file, ids, texts, toxic, kind='', community=''):
+    "Rows of a file as posts; a post without words, without an id or with that of another is an error"
+    t = pd.DataFrame(dict(id=ids, text=texts, toxic=toxic, kind=kind, community=community))
+    t['words'] = t['text'].str.split()
+    for what,bad in (('the post has no id', t['id'] == ''), ('the post is there twice', t['id'].duplicated()), ('the post has no words', t['words'].str.len() == 0)):
+        if bad.any(): raise _wrong(what, file, bad.idxmax())
+    return t
 
-def _by_text(rows, seed=0):
-    out = {s: [] for s in ('train','validation','test')}
-    for r in rows: out[split_of(r['text'], seed)].append(r)
-    return _splits(**out)
+def _splits(**posts): return DatasetDict({s: Dataset.from_pandas(t[list(toxicity_features)], toxicity_features, preserve_index=False) for s,t in posts.items()})
+
+def _by_text(t, seed=0):
+    side = t['text'].map(lambda x: split_of(x, seed))
+    return _splits(**{s: t[side == s] for s in ('train','validation','test')})
 
 # %% ../nbs/01b_toxicity.ipynb #a5d4ad87
 def read_hatecheck(
     folder:Path, # with test_suite_cases.csv
 ) -> DatasetDict:
-    "Read the functional tests: `kind` is the functionality, `target` the community (may be empty)"
+    "Read the functional tests: `kind` is the functionality, `community` the one in the slot"
     file = folder/'test_suite_cases.csv'
-    t = _read(file)
+    t = _table(file)
     toxic = _answers(_column(t, file, 'label_gold'), {'hateful': 1, 'non-hateful': 0}, file)
-    return _splits(test=_rows(file, _column(t, file, 'case_id'), _column(t, file, 'test_case'), toxic, _column(t, file, 'functionality'), _column(t, file, 'target_ident')))
+    return _splits(test=_posts(file, *(_column(t, file, c) for c in ('case_id','test_case')), toxic, *(_column(t, file, c) for c in ('functionality','target_ident'))))
 
 # %% ../nbs/01b_toxicity.ipynb #68aca069
 _about = 'gender','race','national_origin','disability','religion','sexual_orientation'
 
 def _shares(values, file):
-    x = pd.to_numeric(values, errors='coerce').to_numpy(float)
-    if not ((x >= 0) & (x <= 1)).all():
-        row = int(np.argmin((x >= 0) & (x <= 1)))
-        raise HatenbError(f'{values.iloc[row]!r} is no share', f'{file}, row {row+1} of the data', 'Mend or remove this row.')
+    x = pd.to_numeric(values, errors='coerce')
+    for line,ok in x.between(0, 1).items():
+        if not ok: raise _wrong(f'{values[line]!r} is no share', file, line)
     return x
 
 def read_ethos(
     folder:Path, # with Ethos_Dataset_Binary.csv and Ethos_Dataset_Multi_Label.csv
 ) -> DatasetDict:
-    "Read the comments: `target` lists what at least half of the annotators said a hateful one is about"
+    "Read the comments: `community` lists what at least half of the annotators said that a hateful one is about"
     file,more = (folder/f'Ethos_Dataset_{k}.csv' for k in ('Binary','Multi_Label'))
-    t,labels = _read(file, sep=';'),_read(more, sep=';')
-    about = {k: _shares(_column(labels, more, k), more) for k in _about}
-    target = {x: ', '.join(k for k in _about if about[k][i] >= .5) for i,x in enumerate(_column(labels, more, 'comment'))}
-    texts = _column(t, file, 'comment')
-    return _splits(test=_rows(file, [f'{i:04}' for i in range(len(t))], texts, [int(v >= .5) for v in _shares(_column(t, file, 'isHate'), file)], target=[target.get(x, '') for x in texts]))
+    t,labels = _table(file, ';'),_table(more, ';')
+    said = pd.DataFrame({k: _shares(_column(labels, more, k), more) for k in _about}) >= .5
+    ids = pd.Series([f'{i:04}' for i in range(len(t))], t.index)
+    posts = _posts(file, ids, _column(t, file, 'comment'), (_shares(_column(t, file, 'isHate'), file) >= .5).astype(int))
+    place = dict(zip(map(tuple, posts['words']), posts.index))
+    for line,comment in _column(labels, more, 'comment').items():
+        if (words := tuple(comment.split())) not in place: raise _wrong(f'the comment is not in {file.name}', more, line)
+        posts.loc[place[words], 'community'] = ', '.join(k for k in _about if said.loc[line, k])
+    return _splits(test=posts)
 
 # %% ../nbs/01b_toxicity.ipynb #d27e1447
 def read_davidson(
@@ -90,28 +108,37 @@ def read_davidson(
 ) -> DatasetDict:
     "Read the tweets: `kind` is hate, offensive or neither"
     file = folder/'labeled_data.csv'
-    t = _read(file)
+    t = _table(file)
     kind = _answers(_column(t, file, 'class'), {'0': 'hate', '1': 'offensive', '2': 'neither'}, file)
-    return _by_text(_rows(file, t.iloc[:,0], _column(t, file, 'tweet'), [int(k != 'neither') for k in kind], kind))
+    return _by_text(_posts(file, _column(t, file, ''), _column(t, file, 'tweet'), (kind != 'neither').astype(int), kind))
 
 # %% ../nbs/01b_toxicity.ipynb #ab74eb68
 def _separator(file):
-    try: head = file.open(encoding='utf-8-sig').readline()
-    except (OSError, UnicodeDecodeError) as e: raise HatenbError(f'the table cannot be read: {e}', file, 'Fetch it again.') from None
-    return '\t' if '\t' in head else ','
+    "What the first line is separated by"
+    try: head = file.open('rb').readline()
+    except OSError as e: raise HatenbError(f'the file cannot be read: {e.strerror}', file, 'Fetch it again.') from None
+    return '\t' if b'\t' in head else ','
 
+def _hateval_split(file):
+    sep = _separator(file)
+    t = _table(file, sep, quotes=sep == ',')
+    toxic,one,rude = (_answers(_column(t, file, c), {'0': 0, '1': 1}, file) for c in ('HS','TR','AG'))
+    kind = one.map({1: 'individual', 0: 'generic'}) + rude.map({1: ', aggressive', 0: ''})
+    return _posts(file, _column(t, file, 'id'), _column(t, file, 'text'), toxic, kind.where(toxic == 1, ''))
+
+# %% ../nbs/01b_toxicity.ipynb #98d6046e
 def read_hateval(
     folder:Path, # with hateval2019_en_{train,dev,test}.csv
 ) -> DatasetDict:
-    "Read the English tweets with their official splits: `kind` says whether one person (individual) or more (generic) are meant, `target` is not given"
-    def _split(name):
-        file = folder/f'hateval2019_en_{name}.csv'
-        sep = _separator(file)
-        t = _read(file, sep=sep, quoting=csv.QUOTE_NONE if sep == '\t' else csv.QUOTE_MINIMAL)
-        toxic = _answers(_column(t, file, 'HS'), {'1': 1, '0': 0}, file)
-        single = _answers(_column(t, file, 'TR'), {'1': 'individual', '0': 'generic'}, file)
-        return _rows(file, _column(t, file, 'id'), _column(t, file, 'text'), toxic, [s if y else '' for s,y in zip(single, toxic)])
-    return _splits(train=_split('train'), validation=_split('dev'), test=_split('test'))
+    "Read the English tweets with their official splits: `kind` says of hateful ones whether they mean one person (individual) or a group (generic), and whether they are aggressive"
+    names,seen = dict(train='train', validation='dev', test='test'),{}
+    files = {s: folder/f'hateval2019_en_{n}.csv' for s,n in names.items()}
+    posts = {s: _hateval_split(f) for s,f in files.items()}
+    for s,t in posts.items():
+        for line,i in t['id'].items():
+            if i in seen: raise _wrong(f'the post {i} is in {seen[i].name}, too', files[s], line)
+        seen |= dict.fromkeys(t['id'], files[s])
+    return _splits(**posts)
 
 # %% ../nbs/01b_toxicity.ipynb #d3df4d44
 def read_founta(
@@ -120,35 +147,33 @@ def read_founta(
     "Read the tweets: `kind` is the label; spam is left out"
     file = folder/'hatespeech_text_label_vote.csv'
     sep = _separator(file)
-    t = _read(file, sep=sep, header=None, quoting=csv.QUOTE_NONE if sep == '\t' else csv.QUOTE_MINIMAL)
-    if str(t.iloc[0,-1]).strip().lower() in ('votes','vote','count'): t = t.iloc[1:].reset_index(drop=True)   # some copies have a header
-    if t.shape[1] not in (3,4): raise HatenbError(f'there are {t.shape[1]} columns, not text, label, votes or id, text, label, votes', file, 'Use the publisher\'s file as it is.')
-    ids = t[0] if t.shape[1] == 4 else [f'{i:06}' for i in range(len(t))]
-    kind = t.iloc[:,-2].str.strip()
-    toxic = _answers(kind, {'abusive': 1, 'hateful': 1, 'normal': 0, 'spam': None}, file)
-    rows = {r['id']: r for r in _rows(file, range(len(t)), t.iloc[:,-3], toxic, kind)}     # the same tweet was labelled more than once: rows are told apart by their number
-    for i,tweet in enumerate(ids):
-        if str(i) in rows and t.shape[1] == 4: rows[str(i)]['id'] = f'{tweet}-{i}'
-    return _by_text(rows.values())
+    t = _table(file, sep, quotes=sep == ',', header=False)
+    if t.shape[1] not in (3,4): raise HatenbError(f'there are {t.shape[1]} columns, not text, label, votes or id, text, label, votes', file, "Use the publisher's file as it is.")
+    t.columns = ['id','text','label','votes'][-t.shape[1]:]
+    if not t['votes'].iloc[0].strip().isdigit(): t = t.iloc[1:]          # some copies have a header
+    kind = _answers(t['label'].str.strip(), {k: k for k in ('abusive','hateful','normal','spam')}, file)
+    t,kind = t[kind != 'spam'],kind[kind != 'spam']
+    line = pd.Series(t.index.astype(str), t.index)
+    return _by_text(_posts(file, t['id'] + '-' + line if 'id' in t else line, t['text'], (kind != 'normal').astype(int), kind))
 
 # %% ../nbs/01b_toxicity.ipynb #74ef0cfa
 def read_kaggle_tweets(
     folder:Path, # with train.csv
 ) -> DatasetDict:
-    "Read the labelled tweets of the Kaggle contest (its test file has no labels)"
+    "Read the tweets: label 1 is racist or sexist"
     file = folder/'train.csv'
-    t = _read(file)
-    return _by_text(_rows(file, _column(t, file, 'id'), _column(t, file, 'tweet'), _answers(_column(t, file, 'label'), {'1': 1, '0': 0}, file)))
+    t = _table(file)
+    return _by_text(_posts(file, _column(t, file, 'id'), _column(t, file, 'tweet'), _answers(_column(t, file, 'label'), {'1': 1, '0': 0}, file)))
 
 # %% ../nbs/01b_toxicity.ipynb #0e94eb10
 def _github(repo, commit, path, blob): return RemoteFile(path.rpartition('/')[2], f'https://raw.githubusercontent.com/{repo}/{commit}/{path}', f'git:{blob}')
 
 add_corpus(Corpus('hatecheck', 'HateCheck', 'hatecheck', (_github('paul-rottger/hatecheck-data', 'd84302298ceeb34f4b0dde2d8a1f4932c2caa612', 'test_suite_cases.csv', 'eb3fa2522dd52d448428269ef40d8ed3e0bf5892'),),
-    read_hatecheck, 'CC-BY-4.0', 'https://github.com/paul-rottger/hatecheck-data', 'arXiv 2012.15606'))
+    read_hatecheck, 'CC-BY-4.0', 'https://github.com/paul-rottger/hatecheck-data', 'arXiv 2012.15606', trains=False))
 _ethos = 'intelligence-csd-auth-gr/Ethos-Hate-Speech-Dataset', '705258e118ce9611ebbd5ab2a4841b0066547293'
 add_corpus(Corpus('ethos', 'ETHOS', 'ethos', (_github(*_ethos, 'ethos/ethos_data/Ethos_Dataset_Binary.csv', 'dd8994e990731f968bdb954c95c244ced22927c2'),
                                               _github(*_ethos, 'ethos/ethos_data/Ethos_Dataset_Multi_Label.csv', '1debaf8042dc87e7421513d8ac165ae31901c847')),
-    read_ethos, 'GPL-3.0', 'https://github.com/intelligence-csd-auth-gr/Ethos-Hate-Speech-Dataset', 'arXiv 2006.08328'))
+    read_ethos, 'GPL-3.0', 'https://github.com/intelligence-csd-auth-gr/Ethos-Hate-Speech-Dataset', 'arXiv 2006.08328', trains=False))
 add_corpus(Corpus('davidson', 'Davidson et al.', 'davidson', (_github('t-davidson/hate-speech-and-offensive-language', 'cb50f7e9eb855a99abc51423bf40df0e26d6fe30', 'data/labeled_data.csv', '4f51a1ce6526ff5059da4f85cf4ea413db2c6a8b'),),
     read_davidson, 'MIT', 'https://github.com/t-davidson/hate-speech-and-offensive-language', 'arXiv 1703.04009'))
 add_corpus(Corpus('hateval', 'HatEval, English', 'hateval', tuple(RemoteFile(f'hateval2019_en_{s}.csv', '') for s in ('train','dev','test')),
