@@ -281,7 +281,7 @@ def read_mhs_share(
 class RemoteFile:
     "A file of a corpus and where its publisher keeps it"
     name: str
-    url: str                 # '' if it is published nowhere
+    url: str                 # '' if it cannot be had from there as it is: a user fetches or makes it
     checksum: str = ''       # `sha256:…` or `git:…` (SHA-1 of a git blob); empty: the publisher gives none
     size: int|None = None    # bytes
 
@@ -377,7 +377,7 @@ def fetch(corpus:Corpus) -> Path:
     cache = places(corpus).get('cache')
     for f in corpus.files if cache else ():
         if (cache/f.name).is_file(): continue
-        if not f.url: tried.append(f'publisher: {f.name} is published nowhere'); break
+        if not f.url: tried.append(f'publisher: {f.name} cannot be downloaded from there'); break
         if os.environ.get('HF_HUB_OFFLINE', '0') not in ('','0'): tried.append('publisher: HF_HUB_OFFLINE is set'); break
         try: download(f, cache)
         except httpx.HTTPError as e: tried.append(f'publisher {f.url}: {e or type(e).__name__}'); break
@@ -588,7 +588,7 @@ def corpora_table() -> pd.DataFrame:
     "Each corpus: where it is, its posts, licence and checksum"
     rows = []
     for name,c in progress(corpora.items(), 'corpora', leave=False):
-        where = next((w for w,p in places(c).items() if _has_files(p, c)), 'not here' + ('' if c.files[0].url else ', and published nowhere'))
+        where = next((w for w,p in places(c).items() if _has_files(p, c)), 'not here' + ('' if c.files[0].url else ', to be fetched by hand'))
         posts,checksum = '',''
         if locate(c):
             try: posts,checksum = ' + '.join(f'{len(d):,} {s}' for s,d in load_corpus(name).items()),corpus_checksum(name)

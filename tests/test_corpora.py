@@ -444,8 +444,8 @@ def test_offline_is_said(publisher, corpus, monkeypatch):
     assert not publisher.requests
 
 
-def test_published_nowhere(corpus):
-    with pytest.raises(HatenbError, match='comments.csv is published nowhere') as e: load_corpus('mhs_share')
+def test_what_cannot_be_downloaded(corpus):
+    with pytest.raises(HatenbError, match='comments.csv cannot be downloaded') as e: load_corpus('mhs_share')
     assert 'measuring_hate_speech' in str(e.value)
 
 

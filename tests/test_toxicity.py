@@ -149,7 +149,7 @@ def test_bad_file(tmp_path, name):
 def test_what_may_not_be_passed_on_says_where_to_put_it(tmp_path, monkeypatch, name):
     for k in ('HATENB_DATA', 'HATENB_CACHE'): monkeypatch.setenv(k, str(tmp_path))
     with pytest.raises(HatenbError) as e: load_corpus(name)
-    assert 'published nowhere' in e.value.what
+    assert 'cannot be downloaded' in e.value.what
     assert all(f.name in e.value.remedy for f in corpora[name].files) and f'{name}/' in e.value.remedy and corpora[name].homepage in e.value.remedy
 
 
