@@ -340,7 +340,7 @@ def __call__(self:Detector,
     texts:str|Iterable[str], # one post or many
     batch_size:int=64,       # windows that go through the encoder together
     reveal:bool=False,       # show slurs, where answers are shown
-) -> 'Detection|Detections|Iterator[Detection]':
+) -> 'Detection|list[Detection]|Iterator[Detection]':
     "One answer for a string, a list of them for a collection, a generator of them for an iterator"
     def _shown(d): d.reveal = reveal; return d
     if isinstance(texts, str) or not isinstance(texts, Iterable): return _shown(next(self.stream([texts], batch_size)))
