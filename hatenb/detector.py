@@ -423,7 +423,7 @@ def summary(self:Detection,
     best = lambda d: '  '.join(f'{k} {v:.2f}' for k,v in sorted(d.items(), key=lambda kv: -kv[1]))
     if 'label' in self: lines.append(f'class      {best(self["label_prob"])}')
     if 'targets' in self: lines.append(f'targets    {best({t: self["target_prob"][t] for t in self["targets"]}) or "none"}')
-    if 'rationale' in self: lines.append('because    ' + ('  '.join(f'{text[w["start"]:w["end"]]} {w["weight"]:.2f}' for w in self['rationale']) or 'no word stands out'))
+    if 'rationale' in self: lines.append('because    ' + ('  '.join(f'{text[w["start"]:w["end"]]} {w["weight"]:.2f}' for w in self['rationale'][:50]) or 'no word stands out') + ('  …' if len(self['rationale']) > 50 else ''))
     if 'severity' in self: lines.append(f'severity   {self["severity"]:+.2f}')
     return '\n'.join(line.encode('utf-8', 'replace').decode() for line in lines)
 
