@@ -24,7 +24,7 @@ demo: install
 
 test: dev
 	$(BIN)/nbdev-test --n-workers 2
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # what CI checks beside the tests: modules are exported, notebooks are clean
 check: dev
