@@ -22,6 +22,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 demo: install
 	$(BIN)/hatenb demo
 
+# two processes of one thread each: more threads than cores only wait for one another
+test: export OMP_NUM_THREADS = 1
 test: dev
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest -n 2 --dist loadfile
