@@ -417,11 +417,12 @@ class Study:
         return cls(d['name'], list({r.id: r for r in runs}.values()), d.get('title', ''))
 
 def _expand_run(base, r):
-    "The configurations that one `[[runs]]` stands for; `sources` given as a table are runs of their own, by default one for each task"
+    "The configurations that one `[[runs]]` stands for; `sources` given as a table are runs of their own, by default one for each task; tables in a list are one run each"
     given = _merge(base, {k: v for k,v in r.items() if k not in ('sources','draws')})
     for c in expand(given) if 'draws' not in r else drawn(given, r['draws']):
         sources = r.get('sources')
         if isinstance(sources, dict): sources = expand(_merge(base, {'tasks': [[t] for t in task_keys(*c['tasks'])], **sources}))
+        elif isinstance(sources, list): sources = [_merge(base, s) if isinstance(s, dict) else s for s in sources]
         yield {**c, 'sources': sources} if sources else c
 
 def _merge(a, b):

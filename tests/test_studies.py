@@ -67,6 +67,13 @@ def test_sources_change_the_id_and_come_back():
     assert dataclasses.replace(config, sources=({**source, 'seed': 1}, 'runs/other')).id != config.id
 
 
+def test_sources_in_a_list_take_the_base_of_the_study():
+    base = dict(encoder='minilm', dtype='bfloat16', train=dict(epochs=2))
+    both = [dict(tasks=['mini/label'], method='seq_bn'), dict(tasks=['mini/target'], train=dict(lr=1e-3))]
+    run, = Study.from_dict(dict(name='s', base=base, runs=[dict(tasks=['mini/label', 'mini/target'], method='fuse', sources=[*both, 'runs/other'])])).runs
+    assert run.sources == (dict(tasks=['mini/label'], method='seq_bn', dtype='bfloat16', train=dict(epochs=2)), dict(tasks=['mini/target'], dtype='bfloat16', train=dict(epochs=2, lr=1e-3)), 'runs/other')
+
+
 def test_all_fields_at_once_come_back():
     config = RunConfig(**OTHER, train=TrainConfig(**OTHER_TRAIN))
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
