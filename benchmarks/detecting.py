@@ -62,6 +62,15 @@ def agreement(detector, folder):
                 target_macro_f1_at_half=f1_score(gold, mine[:, 3:] >= .5, average='macro', zero_division=0))
 
 
+def severity(detector, folder):
+    "Pearson r of the severity of the Measuring Hate Speech test posts with their gold, and how far it is from the run's stored prediction on average; nothing if the run learned no score"
+    stored = load_predictions(folder/'predictions'/'test.parquet').query("corpus == 'mhs_share'")
+    if stored.empty: return {}
+    texts = load_corpus('mhs_share')['test'].to_pandas().set_index('id').loc[stored.id, 'text']
+    mine = [a['severity'] for a in detector(list(texts))]
+    return dict(posts=len(mine), pearson=float(np.corrcoef(mine, stored.score)[0, 1]), mean_difference=float(np.abs(mine-stored.score_pred).mean()))
+
+
 if __name__ == '__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('run', type=Path, help='folder of a finished run on HateXplain')
@@ -76,7 +85,7 @@ if __name__ == '__main__':
         size = {f.suffix: sum(g.stat().st_size for g in bundle.rglob(f'*{f.suffix}')) for f in bundle.rglob('*.onnx')}
         size = dict(onnx_int8_megabytes=round(size['.onnx']/1e6, 2), bundle_megabytes=round((sum(f.stat().st_size for f in bundle.rglob('*') if f.is_file())-size['.onnx'])/1e6, 2))
         quantized = Detector.from_pretrained(bundle, backend='onnx')
-        ways = {'detector': lambda texts, n: detector(texts, batch_size=n), 'detector, float32': lambda texts, n, d=Detector.from_run(a.run, dtype='float32'): d(texts, batch_size=n),
+        ways = {'detector': lambda texts, n: detector(texts, batch_size=n), 'detector, exact': lambda texts, n, d=Detector.from_run(a.run, exact=True): d(texts, batch_size=n), 'detector, float32': lambda texts, n, d=Detector.from_run(a.run, dtype='float32'): d(texts, batch_size=n),
                 'detector, ONNX int8': lambda texts, n: quantized(texts, batch_size=n), 'pipeline': lambda texts, n, p=classifier(): p(texts, batch_size=n, truncation=True, max_length=128)}
         toxic = detoxify()
         ways['detoxify'] = lambda texts, n: [toxic.predict(texts[i:i+n]) for i in range(0, len(texts), n)]
@@ -89,4 +98,5 @@ if __name__ == '__main__':
         ratios = {k: {f'batch_{n}': {other: round(statistics.median(o[w]/t[w] for t, o in zip(ts, rounds[other])), 2) for other in ('pipeline', 'detoxify')} for w, n in (('one', 1), ('many', 64))}
                   for k, ts in rounds.items() if k.startswith('detector')}
         keep('detecting', dict(run=detector.record['id'], posts=a.posts, rounds=a.rounds, dtype=str(next(detector.passes[0].dense.parameters()).dtype), posts_per_second=speed, times_as_fast_as=ratios, **size,
+                               severity={k: severity(Detector.from_run(a.run, exact=e), a.run) for k, e in (('one reading', False), ('each corpus its own', True))},
                                agreement={k: agreement(d, a.run) for k, d in (('as trained', Detector.from_run(a.run, merge=False)), ('detector', detector), ('detector, ONNX int8', quantized))}))

@@ -122,8 +122,8 @@ def _fused_attention(model):
 # %% ../nbs/11_detector.ipynb #58e23d69
 @dataclass
 class Pass:
-    "Heads that look at the posts of one corpus, and what gives their logits"
-    corpus: str
+    "Heads that look at a post read in one way, and what gives their logits"
+    corpus: str            # in whose way the post is read
     heads: dict            # task → head
     logits: Callable       # batch → {task: logits}
     dense: nn.Module|None  # the transformer with its adapter added, if there is one; then the rest of the model is let go
@@ -143,6 +143,7 @@ def model_passes(
     config:RunConfig,
     dtype=torch.float32,
     merge:bool=True,     # add adapters to the weights where that is possible
+    exact:bool=False,    # each head sees the post as its corpus writes it, in a pass of its own, where one reading could serve all
 ) -> list[Pass]:
     "The passes a trained model makes over a post"
     heads = {k: h for k,h in model.heads.items() if h.task.kind != 'language'}
@@ -150,15 +151,15 @@ def model_passes(
     routes = {k: r if isinstance(r, str) and r in model.encoder.methods and getattr(model, 'below', None) is None else None for k,r in routes.items()}
     names = sorted({r for r in routes.values() if r})
     dense = {n: dense_encoder(model.encoder, n, dtype) for n in names} if merge and all(routes.values()) else {}
-    out = []
-    for corpus in dict.fromkeys(h.task.corpus for h in heads.values()):
-        mine = {k: h for k,h in heads.items() if h.task.corpus == corpus}
-        rest = (model.encoder.tokenizer, model.encoder.device, config.max_length, config.lexicon)
-        if dense and all(d is not None for d in dense.values()):
-            for n in names:
-                some = {k: h for k,h in mine.items() if routes[k] == n}
-                if some: out.append(Pass(corpus, some, _dense_pass(dense[n], some), dense[n], *rest))
-        else: out.append(Pass(corpus, mine, lambda batch, corpus=corpus: model({corpus: batch}), None, *rest))
+    out,rest = [],(model.encoder.tokenizer, model.encoder.device, config.max_length, config.lexicon)
+    if not (dense and all(d is not None for d in dense.values())):
+        return [Pass(c, {k: h for k,h in heads.items() if h.task.corpus == c}, lambda batch, c=c: model({c: batch}), None, *rest) for c in dict.fromkeys(h.task.corpus for h in heads.values())]
+    for n in names:
+        mine = {k: h for k,h in heads.items() if routes[k] == n}
+        first = min(mine.values(), key=lambda h: h.task.name != 'rationale').task.corpus
+        for c in dict.fromkeys(h.task.corpus for h in mine.values()) if exact else [first]:
+            some = {k: h for k,h in mine.items() if h.task.corpus == c or not exact}
+            out.append(Pass(c, some, _dense_pass(dense[n], some), dense[n], *rest))
     return out
 
 # %% ../nbs/11_detector.ipynb #ce7d4700
@@ -194,11 +195,12 @@ def from_run(cls:Detector,
     device:str='auto',
     dtype:str='auto',          # of the transformer, where the adapters are added to it: float32, bfloat16; auto is the faster one
     merge:bool=True,           # add the adapters to the weights: faster, and the same within rounding
+    exact:bool=False,          # heads of several corpora each read the post in their own way, in a pass of their own
 ) -> Detector:
     "The detector of a finished run, calibrated on its validation predictions"
     folder = Path(folder)
     record = read_record(folder/'record.json')
-    return cls(folder, record, load_passes(run_parts(folder, record), device, dtype, merge), **_decisions(folder, record))
+    return cls(folder, record, load_passes(run_parts(folder, record), device, dtype, merge, exact), **_decisions(folder, record))
 
 def _decisions(folder, record):
     if {t.rpartition('/')[2] for t in record['config']['tasks']} == {'score'}: return {}
@@ -223,12 +225,13 @@ def load_passes(
     device:str='auto',
     dtype:str='auto',
     merge:bool=True,
+    exact:bool=False,
 ) -> list[Pass]:
     "The passes of all these runs' models"
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     configs = [RunConfig.from_dict(read_record(f/'record.json')['config'], f) for f in parts]
-    return [p for f,c in zip(parts, configs) for p in model_passes(load_run(f, device), c, dtype, merge)]
+    return [p for f,c in zip(parts, configs) for p in model_passes(load_run(f, device), c, dtype, merge, exact)]
 
 # %% ../nbs/11_detector.ipynb #01c6448f
 def _padded(rows, fill):
@@ -603,16 +606,17 @@ def from_pretrained(cls:Detector,
     dtype:str='auto',          # see `from_run`
     backend:str='torch',       # torch or onnx
     revision:str|None=None,    # branch, tag or commit on the hub
+    exact:bool=False,          # see `from_run`
 ) -> Detector:
     "The detector of a bundle; nothing is fetched if it is a folder or in the hub's cache"
     if backend not in ('torch','onnx'): raise HatenbError(f'there is no backend {backend!r}', 'backend', 'Use torch or onnx.')
     folder = _bundle_folder(name, revision)
     if not (folder/'detector.json').is_file():
         if backend == 'onnx': raise HatenbError('a run has no ONNX graphs', folder, 'Make a bundle of it: `hatenb bundle RUN --out FOLDER --onnx int8`.')
-        return cls.from_run(folder, device, dtype)
+        return cls.from_run(folder, device, dtype, exact=exact)
     d = _read_bundle(folder)
     record = read_record(folder/'record.json')
-    passes = load_passes(run_parts(folder, record), device, 'float32' if backend == 'onnx' else dtype)
+    passes = load_passes(run_parts(folder, record), device, 'float32' if backend == 'onnx' else dtype, exact=exact)
     if backend == 'onnx':
         if not d['onnx']: raise HatenbError('the bundle has no ONNX graphs', folder, 'Make it with `--onnx int8`.')
         for f in sorted((folder/'onnx').glob('*.onnx')):
