@@ -390,6 +390,7 @@ def fetch(corpus:Corpus) -> Path:
 # %% ../nbs/01_corpora.ipynb #1acfdba7
 def load_corpus(name:str) -> DatasetDict:
     "The posts of a registered corpus by split, from wherever they are"
+    if name not in corpora: import hatenb.toxicity   # registers more
     c = corpora[name]
     return c.read(fetch(c))
 

@@ -1,0 +1,28 @@
+"""The front page's comparison: of each way to share the encoder the run that did best on validation, against the best adapters apart, in pairs over the same test posts.
+
+Run it when the studies named below have been run and published (`hatenb study studies/NAME.toml --publish results/NAME --records-only`): it needs the predictions in the folder of runs. It
+joins the chosen adapters apart to one run, and writes to results/answer what `nbs/19_answer.ipynb` is drawn from: that run's record, a table of differences for each way, and the studies' names.
+"""
+import shutil
+
+from hatenb.comparison import compare
+from hatenb.core import settings, write_json
+from hatenb.evaluation import load_predictions
+from hatenb.reports import best_by_way
+from hatenb.studies import RunConfig, publish, read_records, results_folder, run
+
+STUDIES = 'first', 'merging', 'composing', 'balancing', 'training', 'quantization', 'best_sources'
+TASKS = 'hatexplain/label', 'hatexplain/target', 'hatexplain/rationale'
+
+if __name__ == '__main__':
+    results, runs = results_folder(), settings().runs_path
+    names = [s for s in STUDIES if (results/s).exists()]
+    chosen = {way: rs for way, (rs, _) in best_by_way([r for s in names for r in read_records(results/s)], TASKS).items()}
+    apart = run(RunConfig(tasks=TASKS, method='join', sources=tuple(sorted(r['id'] for r in chosen['one adapter a task']))), runs_path=runs)
+    base = load_predictions(runs/apart['id']/'predictions'/'test.parquet')
+    tables = {way: compare(base, load_predictions(runs/rs[0]['id']/'predictions'/'test.parquet')) for way, rs in chosen.items() if way not in ('one adapter a task', 'majority')}
+    shutil.rmtree(results/'answer', ignore_errors=True)
+    publish([{**apart, 'folder': str(runs/apart['id'])}], results/'answer', predictions=False)
+    for way, t in tables.items(): t.to_csv(results/'answer'/f'{way.replace(" ", "_")}.csv', index=False, float_format='%.6g')
+    write_json(results/'answer'/'studies.json', names)
+    for way, rs in chosen.items(): print(f'{way}: {", ".join(r["id"] for r in rs)}')
