@@ -7,7 +7,8 @@ Docs: https://hatenb.github.io/hatenb/studies.html.md"""
 # %% auto #0
 __all__ = ['RunConfig', 'source_folders', 'run_corpora', 'head_config', 'run_encoder', 'run_model', 'load_sources', 'save_model',
            'load_run', 'read_record', 'finished', 'read_records', 'peak_memory', 'forget_peak', 'run', 'Study',
-           'expand', 'drawn', 'chosen_run', 'run_study', 'demo_study', 'results_folder', 'publish', 'explain_run']
+           'expand', 'drawn', 'chosen_run', 'run_study', 'demo_study', 'results_folder', 'publish', 'reevaluate',
+           'explain_run']
 
 # %% ../nbs/10_studies.ipynb #019da38c
 import dataclasses, gc, glob, itertools, json, os, resource, shutil, sys, time, tomllib, warnings
@@ -521,6 +522,19 @@ def publish(
             save_predictions(t.drop(columns=[c for c in gold_columns if c in t]), to/'predictions'/f.name)
         out.append(to)
     return out
+
+# %% ../nbs/10_studies.ipynb #5785b06d
+def reevaluate(
+    folder:str|Path,  # of a finished run with its predictions
+    n_boot:int=1000,
+) -> dict: # the new record
+    "Evaluate a finished run again, by today's metrics; the rest of its record stays"
+    folder = Path(folder)
+    record = read_record(folder/'record.json')
+    tables = {s: load_predictions(folder/'predictions'/f'{s}.parquet') for s in record['metrics']}
+    record |= dict(metrics={s: evaluate(t, n_boot) for s,t in tables.items()}, evaluated=provenance())
+    write_json(folder/'record.json', record)
+    return record
 
 # %% ../nbs/10_studies.ipynb #3210affa
 def explain_run(

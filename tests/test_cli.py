@@ -13,7 +13,7 @@ def hatenb(*args, cwd=None, **env):
 def test_help_lists_the_commands():
     out = hatenb('--help')
     assert out.returncode == 0
-    for command in ('demo', 'corpora', 'run', 'study', 'report', 'detect', 'bundle', 'serve'): assert command in out.stdout
+    for command in ('demo', 'corpora', 'run', 'study', 'evaluate', 'report', 'detect', 'bundle', 'serve'): assert command in out.stdout
 
 
 def test_every_field_of_a_run_is_an_option():
@@ -38,6 +38,20 @@ def test_a_baseline_run_and_its_report(tmp_path):
     value = record['metrics']['test']['mini/label']['macro_f1']['value']
     assert f'{value:.3f}' in page and '<table' in page and 'data:image/png;base64' in page
     assert not re.search(r'(src|href)="http', page)
+
+
+def test_finished_runs_are_evaluated_again(tmp_path):
+    from hatenb.studies import RunConfig, run
+    made = run(RunConfig(('mini/label',), 'majority'), tmp_path)
+    path = tmp_path/made['id']/'record.json'
+    path.write_text(json.dumps({**made, 'metrics': {s: {} for s in made['metrics']}}))
+    out = hatenb('evaluate', tmp_path)
+    assert out.returncode == 0 and made['id'] in out.stdout, out.stderr
+    assert json.loads(path.read_text())['metrics'] == json.loads(json.dumps(made['metrics']))
+    before, gone = path.read_text(), path.parent/'predictions'/'test.parquet'
+    gone.unlink()
+    out = hatenb('evaluate', tmp_path)
+    assert out.returncode == 1 and 'test.parquet' in out.stderr and 'Traceback' not in out.stderr and path.read_text() == before
 
 
 @pytest.mark.parametrize('args,said', [
