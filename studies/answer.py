@@ -11,7 +11,7 @@ from hatenb.evaluation import load_predictions
 from hatenb.reports import best_by_way
 from hatenb.studies import RunConfig, publish, read_records, results_folder, run
 
-STUDIES = 'first', 'merging', 'composing', 'balancing', 'training', 'quantization', 'best_sources'
+STUDIES = 'first', 'merging', 'composing', 'balancing', 'training', 'quantization', 'combined'
 TASKS = 'hatexplain/label', 'hatexplain/target', 'hatexplain/rationale'
 
 if __name__ == '__main__':
