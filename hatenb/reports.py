@@ -6,9 +6,9 @@ Docs: https://hatenb.github.io/hatenb/reports.html.md"""
 
 # %% auto #0
 __all__ = ['tables', 'everything', 'palette', 'marks', 'method_name', 'tasks_name', 'run_names', 'results_rows', 'metric_columns',
-           'best_of', 'results_text', 'results_html', 'metrics_html', 'comparison_text', 'results_markdown', 'way',
-           'validation_score', 'best_by_way', 'published_records', 'results_figure', 'trained_tasks', 'curves_figure',
-           'write_report']
+           'best_of', 'results_text', 'results_html', 'metrics_html', 'comparison_text', 'pairs_html',
+           'results_markdown', 'way', 'validation_score', 'best_by_way', 'published_records', 'results_figure',
+           'trained_tasks', 'curves_figure', 'write_report']
 
 # %% ../nbs/12_reports.ipynb #882b66d7
 import base64, collections, html, io, textwrap
@@ -222,6 +222,24 @@ def comparison_text(
                      difference=[f'{d:+.3f}' for d in table['difference']], interval=[f'{l:+.3f} to {h:+.3f}' for l,h in zip(table['low'], table['high'])],
                      p=[f'{p:.4f}' for p in table['p']], corrected=[f"{p:.4f}{'*' if p < .05 else ' '}" for p in table['corrected']], mcnemar=['' if np.isnan(p) else f'{p:.4f}' for p in table['mcnemar']])
     return f'a: {first}\nb: {second}\n' + t[['metric','a','b','difference','interval','p','corrected','mcnemar']].to_string(index=False, float_format='{:.3f}'.format)
+
+# %% ../nbs/12_reports.ipynb #10dfc4ec
+def pairs_html(
+    pairs:pd.DataFrame, # rows of `compare`, with the column `run`
+    names:dict,         # run → what it is called, in the order of the rows
+    caption:str='',
+) -> str:
+    "Differences as HTML: their intervals below them, bold where the corrected p is below .05, – where a run has no answer to compare"
+    found = {(p.run, f'{p.task} {p.metric}'): p for p in pairs.itertuples()}
+    columns = list(dict.fromkeys(c for _,c in found))
+    several = len({c.split()[0].rpartition('/')[0] for c in columns}) > 1
+    def _difference(p):
+        if p is None: return '–'
+        text = f'{p.difference:+.3f}'
+        return (f'<b>{text}</b>' if p.corrected < .05 else text) + f'<br><small>{p.low:+.3f} to {p.high:+.3f}</small>'
+    head = f'<tr>{_th("method")}' + ''.join(_th(f'{_task_title(c.split()[0], several)} {metric_of(*c.split()).label}') for c in columns) + '</tr>'
+    body = [f'<tr><th scope="row">{html.escape(name)}</th>' + ''.join(f'<td class="n">{_difference(found.get((run, c)))}</td>' for c in columns) + '</tr>' for run,name in names.items()]
+    return _framed(head, body, caption)
 
 # %% ../nbs/12_reports.ipynb #71f71511
 def results_markdown(
