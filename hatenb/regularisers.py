@@ -108,7 +108,7 @@ def divergence(
 class VirtualAdversarial(Regulariser):
     "Answers shall not change under the nudge that changes them most"
     def setup(self,
-        epsilon:float=.1,  # size of the nudge, as a share of the post's embeddings
+        epsilon:float=.01, # size of the nudge, as a share of the post's embeddings
         xi:float=.01,      # size of the trial nudge
         iterations:int=1): # of the power method
         self.epsilon,self.xi,self.iterations = epsilon,xi,iterations
@@ -132,7 +132,7 @@ class VirtualAdversarial(Regulariser):
 class Adversarial(Regulariser):
     "The tasks' losses under the nudge that makes them worst"
     def setup(self,
-        epsilon:float=.1): # size of the nudge, as a share of the post's embeddings
+        epsilon:float=.01): # size of the nudge, as a share of the post's embeddings
         self.epsilon = epsilon
     def term(self, model, batch, posts, losses, totals):
         zero = {c: torch.zeros(*t['input_ids'].shape, model.encoder.width_in, device=t['input_ids'].device).requires_grad_() for c,t in batch.items()}
