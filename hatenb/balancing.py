@@ -22,7 +22,8 @@ from .core import HatenbError, Registry, derive_seed
 balancers = Registry('balancing rule')
 
 class Balancer(nn.Module):
-    "Makes one loss of several; parameters, if it has any, are learned together with the heads"
+    "Makes one loss of several; parameters, if it has any, are learned with the model's, at a rate of their own"
+    lr = .025             # of its parameters
     looks_ahead = False   # whether it needs the whole batch's losses before the gradients
     looks_after = False   # whether it needs them again after the step
     def __init__(self,
@@ -60,6 +61,8 @@ class Balancer(nn.Module):
 
     def _keep(self, name, grads, params):
         self.kept[name] += torch.cat([torch.zeros_like(p).flatten() if g is None else g.float().flatten() for g,p in zip(grads, params)])
+    @torch.no_grad()
+    def _stay(self, p, was, losses): p.copy_(torch.where(self._present(losses).to(p.device), p, was))   # Adam moves a parameter without a gradient, too
     def _present(self, losses): return torch.tensor([n in losses for n in self.names])
     def _values(self, losses): return torch.tensor([float(losses.get(n, 1.)) for n in self.names])
 
@@ -112,31 +115,46 @@ class RandomWeights(Balancer):
 class Uncertainty(Balancer):
     "A learned log-variance for each loss"
     def __init__(self, names,
-        start:float=0.): # log-variance at first
+        start:float=0., # log-variance at first
+        lr:float=.025): # of the log-variances
         super().__init__(names)
+        self.lr = lr
         self.log_variance = nn.Parameter(torch.full((len(names),), float(start)))
 
     def weights(self): return .5*torch.exp(-self.log_variance)
     def combine(self, losses, shared):
         if self.log_variance.grad is not None: self.log_variance.grad += .5*self._present(losses).to(self.log_variance.device)
+        self.was = self.log_variance.detach().clone()
+    def after_step(self, losses, step, after=None): self._stay(self.log_variance, self.was, losses)
 
 # %% ../nbs/04b_balancing.ipynb #3522ebb6
 @balancers.register('dwa')
 class DynamicWeights(Balancer):
     "More weight for losses that fell less from the last epoch but one to the last"
     def __init__(self, names,
-        temperature:float=2.): # the higher, the more equal
+        temperature:float=2.,   # the higher, the more equal
+        steps:int|None=None):   # that a mean is taken over (default: an epoch's)
         super().__init__(names)
-        self.temperature = temperature
-        self.register_buffer('last', torch.full((len(names),), torch.nan))
-        self.register_buffer('before', torch.full((len(names),), torch.nan))
+        if steps is not None and steps < 1: raise HatenbError(f'means over {steps} steps', 'balancing_options, steps', 'Take one or more, or leave it out for epochs.')
+        self.temperature,self.steps = temperature,steps
+        for k in ('last','before'): self.register_buffer(k, torch.full((len(names),), torch.nan))
+        for k in ('total','seen'): self.register_buffer(k, torch.zeros(len(names)))
 
     def weights(self):
         r = (self.last/self.before).nan_to_num(1., 1., 1.)
         return len(self.names)*(r/self.temperature).softmax(0)
+    def after_step(self, losses, step, after=None):
+        if self.steps is None: return
+        for i,n in enumerate(self.names):
+            if n in losses: self.total[i] += losses[n]; self.seen[i] += 1
+        if (step+1) % self.steps == 0:
+            self._compare(self.total/self.seen)          # NaN where a loss was never present
+            self.total.zero_(); self.seen.zero_()
     def after_epoch(self, losses, epoch):
+        if self.steps is None: self._compare(torch.tensor([losses.get(n, torch.nan) for n in self.names]))
+    def _compare(self, means):
         self.before.copy_(self.last)
-        self.last.copy_(torch.tensor([losses.get(n, torch.nan) for n in self.names]))
+        self.last.copy_(means)
 
 # %% ../nbs/04b_balancing.ipynb #cdfa9bf2
 @balancers.register('famo')
@@ -185,9 +203,10 @@ def last_layer(shared:dict[str,Tensor]) -> list[Tensor]:
 class GradNorm(Balancer):
     "Learned weights that bring the gradient norms of the losses together"
     def __init__(self, names,
-        alpha:float=1.5): # how strongly slow tasks are pulled along
+        alpha:float=1.5, # how strongly slow tasks are pulled along
+        lr:float=.025):  # of the weights
         super().__init__(names)
-        self.alpha = alpha
+        self.alpha,self.lr = alpha,lr
         self.scale = nn.Parameter(torch.ones(len(names)))
         self.register_buffer('first', torch.zeros(len(names)))   # 0: not seen yet
 
@@ -202,8 +221,10 @@ class GradNorm(Balancer):
         g = self.weights().cpu()*norms*here
         target = g.sum()/here.sum() * (ratio/(ratio.sum()/here.sum()))**self.alpha
         self.scale.grad = (torch.sign(g-target)*norms*here).to(self.scale.device)
+        self.was = self.scale.detach().clone()
     @torch.no_grad()
     def after_step(self, losses, step, after=None):
+        self._stay(self.scale, self.was, losses)
         self.scale.clamp_(min=1e-3)
         self.scale *= len(self.names)/self.scale.sum()
 

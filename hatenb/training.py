@@ -138,7 +138,7 @@ def make_optimizer(
               *((config.lr*config.layer_decay**(max(layers.values())-depth), config.weight_decay, still, [named[k] for k,d in layers.items() if d == depth])
                 for depth in (sorted(set(layers.values())) if config.layer_decay != 1 else ())),
               (config.lr, config.weight_decay, still, [named[k] for k in layers] if config.layer_decay == 1 else []),
-              (config.head_lr, 0., 0, list(balancer.parameters()))]      # a decay would draw a rule's parameters to 0, which means something
+              (balancer.lr, 0., 0, list(balancer.parameters()))]      # a decay would draw a rule's parameters to 0, which means something
     groups = [g for g in groups if g[3]]
     optimizer = torch.optim.AdamW([dict(params=p, lr=lr, weight_decay=decay) for lr,decay,_,p in groups])
     factors = [lambda s, still=still: rate(s, total, config.schedule, config.warmup, still) for *_,still,_ in groups]
@@ -195,6 +195,7 @@ class Progress:
     best_each: dict[str,float] = field(default_factory=dict) # watched metric → its best value
     sums: dict[str,float] = field(default_factory=dict)      # loss → sum since the last look
     counts: dict[str,int] = field(default_factory=dict)      # loss → steps it was present in
+    weights: dict[str,float] = field(default_factory=dict)   # loss → sum of the weights it had in them
     history: list[dict] = field(default_factory=list)        # one entry a look
     seconds: float = 0.         # spent training, over all sessions
     posts: int = 0              # trained on, over all sessions
@@ -262,6 +263,7 @@ def step(self:Trainer, rows:dict[str,np.ndarray]) -> dict[str,float]:
     total = add_up(a, list(self.params.values()), losses, self.names + [r.name for r in self.regularisers], b.kept)
     losses = {k: v for k,v in total.items() if k in self.names}
     b.combine(losses, shared)
+    self.weights = {k: w for k,w in zip(self.names, b.weights().tolist()) if k in losses}
     norm = nn.utils.clip_grad_norm_([p for k,p in self.params.items() if not k.startswith('balancer.')], c.clip)
     if not all(math.isfinite(v) for v in (*total.values(), float(norm))): self._not_finite(total, norm, rows)
     self.optimizer.step(); self.scheduler.step(); self.optimizer.zero_grad()
@@ -341,9 +343,9 @@ def look(self:Trainer):
     self.model.train()
     losses = {n: p.sums[n]/p.counts[n] for n in p.sums}
     entry = dict(step=p.step, epoch=p.step/self.epoch_steps, losses=losses, validation=values,
-                 weights=dict(zip(self.names, self.balancer.weights().tolist())))
+                 weights={n: w/p.counts[n] for n,w in p.weights.items()})
     p.history.append(entry)
-    p.sums,p.counts = {},{}
+    p.sums,p.counts,p.weights = {},{},{}
     better = not values
     for k,v in values.items():
         if k not in p.best_each or v > p.best_each[k]+c.smallest_step.get(k, 0.): p.best_each[k],better = v,True
@@ -384,6 +386,7 @@ def fit(self:Trainer) -> list[dict]:
             p.posts += sum(map(len, rows.values()))
             p.step += 1
             for n,v in losses.items(): p.sums[n],p.counts[n] = p.sums.get(n, 0.)+v,p.counts.get(n, 0)+1
+            for n,w in self.weights.items(): p.weights[n] = p.weights.get(n, 0.)+w
             if bar is not None: bar.update(); bar.set_postfix({k.partition('/')[2] or k: f'{v:.3f}' for k,v in losses.items()}, refresh=False)
             if p.step % self.epoch_steps == 0: self.balancer.after_epoch(self.look()['losses'], epoch); self.save()
             elif p.step % c.checkpoint_steps == 0: self.save()

@@ -1,5 +1,5 @@
 """Each run of a study against others, in pairs over the same test posts: against the plain run with its learning rate and steps, against the
-plain run of as many steps whose learning rate was chosen on validation, and against single-task runs chosen alike.
+plain run of as many steps whose learning rate was chosen on validation (which may be the same), and against single-task runs chosen alike.
 
 Run it when a study has been run and published (`hatenb study studies/NAME.toml --publish results/NAME --records-only`): it needs the predictions in the folder of runs. It writes
 results/NAME/pairs.csv, from which the study's page takes the differences: the main metric of each task, `a` of `base`, `b` of `run`, b − a with its interval, p, and p corrected over the
@@ -28,8 +28,8 @@ def bases(record, records):
     def like(tasks): return [r for r in records.values() if r['config']['tasks'] == tasks and r['config']['method'] == record['config']['method'] and budget(r) == budget(record) and r['id'] == plain(r, tasks).id]
     tasks, same = record['config']['tasks'], records.get(plain(record, record['config']['tasks']).id)
     if same and same['id'] != record['id']: yield 'plain', same
-    if alike := like(tasks):                                       # of these the learning rate is chosen on validation
-        if (best := chosen_run(alike))['id'] not in (record['id'], (same or {}).get('id')): yield 'plain, tuned', best
+    alike = like(tasks)
+    if alike and (best := chosen_run(alike))['id'] != record['id']: yield 'plain, tuned', best
     for t in tasks if len(tasks) > 1 else ():
         if alone := like([t]): yield 'single task', chosen_run(alone)
 

@@ -133,13 +133,15 @@ def test_random_weights_are_a_function_of_the_step():
 def test_an_absent_loss_keeps_its_weight_and_leaves_no_trace(name):
     w, losses = problem()
     rule, only = balancers[name](NAMES), lambda: {k: v for k, v in losses().items() if k != 'c'}
-    def whole_step(n):
-        now = step(rule, only, w, n)
-        for p in rule.parameters(): p.grad is not None and p.data.sub_(.01*p.grad)
+    optimizer = torch.optim.Adam(rule.parameters(), lr=.01) if list(rule.parameters()) else None
+    def whole_step(n, of=only):
+        now = step(rule, of, w, n)
+        if optimizer: optimizer.step(); optimizer.zero_grad()
         rule.after_step(now, n, {k: v*.9 for k, v in now.items()} if rule.looks_after else None)
         return now
+    for n in range(3): whole_step(n, losses)              # so that Adam has a momentum that would go on moving the weight
     before = {k: v.clone() for k, v in rule.state_dict().items()}
-    for n in range(3): whole_step(n)
+    for n in range(3, 6): whole_step(n)
     assert torch.isfinite(w.grad).all() and torch.isfinite(rule.weights()).all()
     after = rule.state_dict()
     for k in before:
@@ -148,7 +150,7 @@ def test_an_absent_loss_keeps_its_weight_and_leaves_no_trace(name):
     two = balancers[name](NAMES[:2])                      # and the others get what they would get without it
     if name in ('equal', 'fixed', 'pcgrad'):
         mine = w.grad.clone()
-        step(two, only, w, 2)
+        step(two, only, w, 5)
         torch.testing.assert_close(mine, w.grad)
 
 
@@ -160,14 +162,14 @@ def test_the_last_layer_is_found_by_its_number():
 
 # ---- in a run
 
-@pytest.mark.parametrize('name', [n for n in balancers if n not in ('equal', 'fixed')])
-def test_a_run_that_is_cut_off_goes_on_with_the_rules_state(tmp_path, name):
+@pytest.mark.parametrize('name,options', [*((n, {}) for n in balancers if n != 'equal'), ('fixed', dict(normalise_steps=5)), ('dwa', dict(steps=2))])
+def test_a_run_that_is_cut_off_goes_on_with_the_rules_state(tmp_path, name, options):
     config = RunConfig(('mini/label', 'mini/target', 'mini_mhs/score'), options=dict(r=2), limit=24)
     def trainer(folder):
         encoder = run_encoder(config)
         corpora = run_corpora(config, encoder.tokenizer)
         model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
-        rule = balancers[name](config.tasks)
+        rule = balancers[name](config.tasks, **options)
         return Trainer(model, {c: Posts(d['train'], c) for c, d in corpora.items()}, TrainConfig(epochs=3, batch_size=16, checkpoint_steps=2), balancer=rule, folder=tmp_path/folder)
     whole = trainer('whole')
     history = whole.fit()
@@ -185,4 +187,38 @@ def test_a_run_that_is_cut_off_goes_on_with_the_rules_state(tmp_path, name):
     for k, b in whole.balancer.named_buffers(): torch.testing.assert_close(dict(again.balancer.named_buffers())[k], b, rtol=1e-4, atol=1e-5, equal_nan=True, msg=k)
     weights = [list(h['weights'].values()) for h in history]
     assert len(weights) == 3 and all(np.isfinite(w).all() for w in weights)
-    if name != 'pcgrad': assert weights[0] != weights[2]
+    assert [list(h['weights'].values()) for h in again.progress.history] == [pytest.approx(w, rel=1e-4) for w in weights]
+    if name != 'pcgrad' and (name, options) != ('fixed', {}): assert weights[0] != weights[2]
+
+
+@pytest.mark.parametrize('name', ['uncertainty', 'gradnorm'])
+def test_a_rule_learns_at_its_own_rate(name):
+    "At a head's rate, with a head's rate of 1e-9, the weights would stand still"
+    config = RunConfig(('mini/label', 'mini/target'), options=dict(r=2), limit=32)
+    encoder = run_encoder(config)
+    corpora = run_corpora(config, encoder.tokenizer)
+    model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
+    rule = balancers[name](config.tasks, lr=.5)
+    trainer = Trainer(model, {c: Posts(d['train'], c) for c, d in corpora.items()}, TrainConfig(epochs=1, steps=3, batch_size=8, head_lr=1e-9, schedule='constant', warmup=0), balancer=rule)
+    start, p = rule.weights().clone(), next(rule.parameters())
+    assert [g['lr'] for g in trainer.optimizer.param_groups if any(x is p for x in g['params'])] == [.5]
+    trainer.fit()
+    assert (rule.weights()-start).abs().max() > .2
+
+
+def test_the_history_holds_the_mean_of_the_weights_that_were_used():
+    config = RunConfig(('mini/label', 'mini/target', 'mini/rationale'), options=dict(r=2), limit=32)
+    encoder = run_encoder(config)
+    corpora = run_corpora(config, encoder.tokenizer)
+    model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
+    rule = balancers['famo'](config.tasks)
+    trainer = Trainer(model, {c: Posts(d['train'], c) for c, d in corpora.items()}, TrainConfig(epochs=2, steps=3, batch_size=8), balancer=rule)
+    used, inner = [], rule.forward
+    def forward(losses):
+        used.append({k: float(torch.autograd.grad(total := inner(losses), l, retain_graph=True)[0]) for k, l in losses.items()})
+        return total
+    rule.forward = forward
+    history = trainer.fit()
+    for i, h in enumerate(history):
+        for k, w in h['weights'].items(): assert w == pytest.approx(np.mean([u[k] for u in used[3*i:3*i+3]]), rel=1e-4)
+        assert sum(h['weights'].values()) == pytest.approx(1, rel=1e-4)
