@@ -229,7 +229,7 @@ def shares(
     temperature:float=1., # see `Sampling`
 ) -> dict[str,float]:
     "The share of the draws that each corpus gets"
-    if temperature <= 0: raise HatenbError(f'a temperature of {temperature}', 'sampling', 'Use 1 (proportional), more, or inf (equal).')
+    if not temperature > 0: raise HatenbError(f'a temperature of {temperature}', 'sampling', 'Use 1 (proportional), more, or inf (equal).')
     w = {c: n**(1/temperature) for c,n in sizes.items()}
     return {c: x/sum(w.values()) for c,x in w.items()}
 

@@ -86,7 +86,7 @@ class RunConfig:
         if len(names) > 60: names = '+'.join(f'{n}x{len(list(g))}' for n,g in itertools.groupby(Task.parse(t).name for t in self.tasks))
         how = self.method if self.quantization == 'none' else f'{self.method}-{self.quantization}'
         return f'{names}-{how}-s{self.seed}-{digest(_differences(self))}'
-    def to_dict(self): return json.loads(json.dumps(dataclasses.asdict(self)))
+    def to_dict(self): return _as_json(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, d:dict, place:str='the configuration') -> 'RunConfig':
@@ -129,14 +129,17 @@ def _differences(config):
         v = getattr(config, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if v != default: out[f.name] = _differences(v) if dataclasses.is_dataclass(v) else v
-    return json.loads(json.dumps(out))
+    return _as_json(out)
+
+def _as_json(d): return json.loads(json.dumps(d), parse_constant=str)    # JSON has no infinity: a temperature of it is kept as text
 
 def _from_dict(cls, d, place):
     known = [f.name for f in dataclasses.fields(cls)]
     if unknown := [k for k in d if k not in known]:
         raise HatenbError(f'unknown key {unknown[0]!r}', place, f'Known: {", ".join(known)}.')
     try: return cls(**d)
-    except TypeError as e: raise HatenbError(str(e), place, f'Known keys: {", ".join(known)}.') from None
+    except HatenbError: raise
+    except (TypeError, ValueError) as e: raise HatenbError(str(e), place, f'Known keys: {", ".join(known)}.') from None
 
 # %% ../nbs/10_studies.ipynb #0018c374
 def run_corpora(config:RunConfig, tokenizer) -> dict:

@@ -96,6 +96,8 @@ class TrainConfig:
     reference: dict[str,float] = field(default_factory=dict) # metric → what counts as 1 in the mean that chooses the weights to keep, e.g. a single-task run's (default 1)
     compile: bool = False         # torch.compile the encoder
 
+    def __post_init__(self): object.__setattr__(self, 'temperature', float(self.temperature))   # records hold infinity as text
+
 # %% ../nbs/06_training.ipynb #99d6b55c
 schedules = Registry('schedule')
 schedules['constant'] = lambda x: 1.

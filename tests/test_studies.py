@@ -79,6 +79,17 @@ def test_all_fields_at_once_come_back():
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_equal_shares_of_the_corpora_come_back_and_can_be_run(tmp_path):
+    "An infinite temperature, which JSON has no number for"
+    config = RunConfig(('mini/label', 'mini_mhs/score'), 'frozen', limit=12, train=TrainConfig(epochs=1, steps=2, batch_size=8, temperature=float('inf')))
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+    record = run(config, tmp_path)
+    assert RunConfig.from_dict(read_record(tmp_path/config.id/'record.json')['config']) == config and record['cost']['train_posts'] == 16
+    (tmp_path/'s.toml').write_text('name = "s"\n[[runs]]\ntasks = ["mini/label", "mini_mhs/score"]\ntrain = {temperature = inf}\n')
+    assert Study.load(tmp_path/'s.toml').runs[0].train.temperature == float('inf')
+    with pytest.raises(HatenbError, match='here, train'): RunConfig.from_dict(dict(tasks=['label'], train=dict(temperature='hot')), 'here')
+
+
 def test_defaults_written_out_are_the_same_run():
     written = dict(tasks=['mini/label', 'mini/target'], method='lora', seed=0, train=dict(epochs=TrainConfig().epochs), heads={}, options={})
     assert RunConfig.from_dict(written).id == BASE.id
