@@ -355,6 +355,8 @@ def augmented(
     seed:int=0,
 ) -> Dataset: # posts, not encoded
     "Changed copies of the posts, with the answers of their originals"
+    for k,v in dict(drop=drop, swap=swap, noise=noise).items():
+        if not 0 <= v <= 1: raise HatenbError(f'{k} = {v}', 'augment', 'Take a share, from 0 to 1.')
     per_word = [k for k in _word_golds if k in train.column_names]
     rows = []
     for copy in range(copies):

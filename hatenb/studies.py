@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 
 # %% ../nbs/10_studies.ipynb #34a5b9f9
-from .balancing import balancers
+from .balancing import balancers, make_balancer
 from .baselines import baseline_tables, baselines
 from .batches import Posts, augmented, encode, encoded_corpus, lexicon_features, read_lexicon, truncation
 from .composing import adapter_name, fusion_attention, make_sharing, shared_model, sharings
@@ -34,7 +34,7 @@ from .core import (HatenbError, digest, progress, provenance, read_json, derive_
 import hatenb.toxicity   # registers its corpora
 from .corpora import corpora as known_corpora, corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
-from .evaluation import evaluate, join_predictions, load_predictions, main_metrics, save_predictions
+from .evaluation import evaluate, join_predictions, load_predictions, main_metric, main_metrics, save_predictions
 from .explanations import evaluate_explainers, marked, task_of
 from .heads import HeadConfig, Task, make_head, task_keys
 from .losses import make_loss
@@ -72,6 +72,9 @@ class RunConfig:
         if self.method not in (*baselines, *sharings, 'join'): adapter_methods[self.method]
         self._check_sources()
         balancers[self.balancing]; make_regularisers(self.regularisers)
+        watched = {f'{t.corpus}/{t.name}.{main_metric[t.kind]}' for t in map(Task.parse, self.tasks)}
+        if unknown := [k for k in (*self.train.smallest_step, *self.train.reference) if k.removesuffix('_part') not in watched]:
+            raise HatenbError(f'the metric {unknown[0]!r} is not watched', 'train', f'Watched are {", ".join(sorted(watched))}.')
         if mixed := [t for t in self.tasks if Task.parse(t).kind == 'language' and sum(Task.parse(u).corpus == Task.parse(t).corpus for u in self.tasks) > 1]:
             raise HatenbError('a task whose words are hidden cannot share its posts with others', mixed[0], 'Give it a run of its own, and stack other tasks on its adapter.')
         if unknown := set(self.heads)-{Task.parse(t).name for t in self.tasks}:
@@ -324,7 +327,7 @@ def _train(config, folder, device, accelerator, sources):
     sharing = make_sharing(config.method, config.tasks, config.options)
     sharing.choose(model, lambda: float(np.mean(list(validate().values()))))
     names = [n for h in model.heads.values() for n in make_loss(h).names]
-    trainer = Trainer(model, posts['train'], config.train, validate, balancers[config.balancing](names, **config.balancing_options), make_regularisers(config.regularisers), folder, config.seed, accelerator)
+    trainer = Trainer(model, posts['train'], config.train, validate, make_balancer(config.balancing, names, **config.balancing_options), make_regularisers(config.regularisers), folder, config.seed, accelerator)
     if sharing.trains: trainer.fit()
     p = trainer.progress
     start = time.perf_counter()

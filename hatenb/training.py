@@ -96,7 +96,12 @@ class TrainConfig:
     reference: dict[str,float] = field(default_factory=dict) # metric → what counts as 1 in the mean that chooses the weights to keep, e.g. a single-task run's (default 1)
     compile: bool = False         # torch.compile the encoder
 
-    def __post_init__(self): object.__setattr__(self, 'temperature', float(self.temperature))   # records hold infinity as text
+    def __post_init__(self):
+        object.__setattr__(self, 'temperature', float(self.temperature))   # records hold infinity as text
+        for k,low,high in (*((k, 1, math.inf) for k in ('epochs','batch_size','max_positions','steps','checkpoint_steps','patience')), *((k, 0, math.inf) for k in ('lr','head_lr','weight_decay','head_warmup','head_warmup_epochs','clip')),
+                           ('warmup', 0, 1), ('layer_decay', 0, 1)):
+            if (v := getattr(self, k)) is not None and not low <= v <= high: raise HatenbError(f'{k} = {v}', 'train', f'Take {low} to {high}.' if high == 1 else f'Take {low} or more.')
+        schedules[self.schedule]
 
 # %% ../nbs/06_training.ipynb #99d6b55c
 schedules = Registry('schedule')

@@ -100,10 +100,18 @@ def test_defaults_written_out_are_the_same_run():
     (dict(tasks=['label'], train=dict(learning_rate=1)), 'here, train', 'learning_rate'), (dict(tasks=['label'], adapter='lora'), 'here', 'adapter'),
     (dict(method='lora'), 'here', 'tasks'), (dict(tasks=['lable']), '', 'label'), (dict(tasks=['label'], method='lorra'), '', 'lora'),
     (dict(tasks=['label'], balancing='equall'), '', 'equal'), (dict(tasks=[]), 'tasks', 'needs a task'), (dict(tasks=['label', 'hatexplain/label']), 'label', 'twice'),
-    (dict(tasks=['label'], heads=dict(target={})), 'heads', 'target')])
+    (dict(tasks=['label'], heads=dict(target={})), 'heads', 'target'), (dict(tasks=['label'], train=dict(epochs=0)), 'train', 'epochs = 0'), (dict(tasks=['label'], train=dict(lr=-1)), 'train', 'lr = -1'),
+    (dict(tasks=['label'], train=dict(warmup=2)), 'train', '0 to 1'), (dict(tasks=['label'], train=dict(steps=0)), 'train', 'steps'), (dict(tasks=['label'], train=dict(lr='x')), 'here, train', 'lr'), (dict(tasks=['label'], train=dict(schedule='cosin')), '', 'cosine'),
+    (dict(tasks=['label'], train=dict(smallest_step={'hatexplain/label.f1': .1})), 'train', 'hatexplain/label.macro_f1'), (dict(tasks=['label'], train=dict(reference={'hatexplain/target.macro_f1': .1})), 'train', 'not watched')])
 def test_a_configuration_that_is_wrong_says_where(d, place, what):
     with pytest.raises(HatenbError) as e: RunConfig.from_dict(d, 'here')
     assert place in str(e.value) and what in str(e.value)
+
+
+@pytest.mark.parametrize('d,words', [(dict(balancing='gradnorm', balancing_options=dict(alfa=1.)), 'alfa'), (dict(balancing_options=dict(importances={})), 'equal does not take'),
+                                     (dict(balancing='fixed', balancing_options=dict(importances={'mini/target': 1})), 'mini/target'), (dict(balancing='dwa', balancing_options=dict(steps=0)), '0 steps'), (dict(augment=dict(drop=2.)), 'drop = 2')])
+def test_options_that_are_wrong_are_told_before_anything_is_trained(tmp_path, d, words):
+    with pytest.raises(HatenbError, match=words): run(RunConfig.from_dict(dict(tasks=['mini/label'], limit=8, **d)), tmp_path)
 
 
 def test_an_unknown_setting_of_a_head(tmp_path):
