@@ -106,15 +106,16 @@ class Fixed(Balancer):
 
 # %% ../nbs/04b_balancing.ipynb #deee34cf
 @balancers.register('random')
-class RandomWeights(Balancer):
-    "Softmax of normal numbers, drawn at every step"
+class RandomWeights(Fixed):
+    "Softmax of normal numbers, drawn at every step, times what `fixed` would give"
     def __init__(self, names,
-        seed:int=0):
-        super().__init__(names)
+        seed:int=0,
+        **options):   # of `fixed`: importances, normalise_steps
+        super().__init__(names, **options)
         self.seed = seed
         self.register_buffer('drawn', torch.full((len(names),), 1/len(names)))
 
-    def weights(self): return self.drawn
+    def weights(self): return self.drawn*super().weights()
     def before_step(self, step, shared, losses=None):
         super().before_step(step, shared)
         g = torch.Generator().manual_seed(derive_seed(self.seed, 'random weights', step))
