@@ -32,6 +32,7 @@ class Regulariser:
         self.weight,self.name = weight,type(self).__name__
         self.setup(**options)
     def setup(self): pass
+    def check(self, corpora:dict): "Raise unless the run's corpora (name → `Posts`) have what the term needs"
     def term(self, model,
         batch:dict[str,dict],    # corpus → tensors of the posts at hand
         posts:dict[str,int],     # corpus → posts in the whole batch
@@ -136,7 +137,9 @@ class Adversarial(Regulariser):
         self.epsilon = epsilon
     def term(self, model, batch, posts, losses, totals):
         zero = {c: torch.zeros(*t['input_ids'].shape, model.encoder.width_in, device=t['input_ids'].device).requires_grad_() for c,t in batch.items()}
-        def _loss(shifts): b = nudged(batch, shifts); return sum(loss_vector(losses, model(b), b, totals).values())
+        def _loss(shifts):                     # 0 if these posts have no answer that counts, as normal posts have no rationale
+            b = nudged(batch, shifts)
+            return sum(loss_vector(losses, model(b), b, totals).values(), sum(s.sum() for s in shifts.values())*0)
         with without_dropout(model): g = torch.autograd.grad(_loss(zero), list(zero.values()))
         return _loss({c: sized(x.detach()*real_tokens(batch[c]), self.epsilon*embedding_sizes(model, batch[c])) for c,x in zip(zero, g)})
 
@@ -148,6 +151,8 @@ class SupervisedAttention(Regulariser):
     def setup(self,
         heads:int=6): # attention heads that are taught, the first ones
         self.heads = heads
+    def check(self, corpora):
+        if not any('rationale_mean' in p.lists for p in corpora.values()): raise HatenbError('no corpus of this run has rationales', 'regularisers, attention', 'Add hatexplain, or leave it out.')
     def term(self, model, batch, posts, losses, totals):
         parts,start = [],0
         for c,t in batch.items():
@@ -159,5 +164,4 @@ class SupervisedAttention(Regulariser):
             use = ((t['label'] != 0) & (t['rationale_mean'].sum(1) > 0)).float()
             each = -(gold.unsqueeze(1)*probs.float().clamp(min=1e-8).log()).sum(-1).mean(1)
             parts.append((each*use).sum()/posts[c])
-        if not parts: raise HatenbError('no corpus of this run has rationales', 'regularisers, attention', 'Add hatexplain, or leave it out.')
-        return sum(parts)
+        return sum(parts) if parts else model.encoder.attention.sum()*0     # none of these posts is of a corpus with rationales

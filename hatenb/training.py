@@ -226,6 +226,7 @@ class Trainer:
         self.device = self.accelerator.device
         model.to(self.device)
         self.regularisers = sorted(regularisers, key=lambda r: not r.attends)   # the attention is that of the pass before
+        for r in self.regularisers: r.check(posts)
         model.encoder.attends = any(r.attends for r in self.regularisers)
         self.losses = [make_loss(h) for h in model.heads.values()]
         self.names = [n for l in self.losses for n in l.names]
@@ -262,19 +263,19 @@ def step(self:Trainer, rows:dict[str,np.ndarray]) -> dict[str,float]:
         vector = loss_vector(self.losses, self.model(micro), micro, totals)
         for r in self.regularisers:
             term = r.weight*r.term(self.model, micro, posts, self.losses, totals)
-            term.backward(retain_graph=r.attends)
+            if term.requires_grad: term.backward(retain_graph=r.attends)
             losses[r.name] = losses.get(r.name, 0) + term.detach()
         if vector: b.backward(vector, shared)
         for k,v in vector.items(): losses[k] = losses.get(k, 0) + v.detach()
     if (penalty := self.model.penalty()) is not None: (penalty/a.num_processes).backward()
     total = add_up(a, list(self.params.values()), losses, self.names + [r.name for r in self.regularisers], b.kept)
     losses = {k: v for k,v in total.items() if k in self.names}
-    b.combine(losses, shared)
+    if losses: b.combine(losses, shared)
     self.weights = {k: w for k,w in zip(self.names, b.weights().tolist()) if k in losses}
     norm = nn.utils.clip_grad_norm_([p for k,p in self.params.items() if not k.startswith('balancer.')], c.clip)
     if not all(math.isfinite(v) for v in (*total.values(), float(norm))): self._not_finite(total, norm, rows)
     self.optimizer.step(); self.scheduler.step(); self.optimizer.zero_grad()
-    b.after_step(losses, n, self._losses_of(micros, totals) if b.looks_after else None)
+    if losses: b.after_step(losses, n, self._losses_of(micros, totals) if b.looks_after else None)
     return total
 
 @patch

@@ -191,6 +191,20 @@ def test_a_run_that_is_cut_off_goes_on_with_the_rules_state(tmp_path, name, opti
     if name != 'pcgrad' and (name, options) != ('fixed', {}): assert weights[0] != weights[2]
 
 
+@pytest.mark.parametrize('name', list(balancers))
+def test_a_step_without_any_loss_changes_no_weight(name):
+    "Normal posts have no rationale, so a batch of them alone has nothing to learn from"
+    config = RunConfig(('mini/rationale',), options=dict(r=2), limit=32)
+    encoder = run_encoder(config)
+    corpora = run_corpora(config, encoder.tokenizer)
+    model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
+    posts = Posts(corpora['mini']['train'], 'mini')
+    trainer = Trainer(model, {'mini': posts}, TrainConfig(epochs=1, batch_size=4), balancer=balancers[name](config.tasks))
+    normal, marked = np.flatnonzero(posts.flat['label'] == 0)[:4], np.flatnonzero(posts.flat['label'] != 0)[:4]
+    assert not trainer.step({'mini': normal}) and torch.isfinite(torch.cat([p.flatten() for p in trainer.params.values()])).all()
+    assert trainer.step({'mini': marked})['mini/rationale'] > 0 and torch.isfinite(torch.cat([p.flatten() for p in trainer.params.values()])).all()
+
+
 @pytest.mark.parametrize('name', ['uncertainty', 'gradnorm'])
 def test_a_rule_learns_at_its_own_rate(name):
     "At a head's rate, with a head's rate of 1e-9, the weights would stand still"

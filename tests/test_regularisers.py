@@ -112,6 +112,28 @@ def test_attention_is_drawn_to_the_marked_words():
     assert share(model, posts) > before+.1
 
 
+def test_attention_is_taught_where_there_are_rationales_and_elsewhere_left_alone(multi):
+    "A batch, or a part of one, may hold no post of the corpus that has them"
+    model, posts = multi
+    trainer = Trainer(model, posts, TrainConfig(batch_size=8, max_positions=64), regularisers=make_regularisers({'attention': {}}))
+    try:
+        marked = np.flatnonzero(posts['mini'].flat['label'] != 0)[:1]
+        assert trainer.step({'mini': marked, 'mini_mhs': np.arange(9)})['SupervisedAttention'] > 0
+        assert trainer.step({'mini_mhs': np.arange(4)})['SupervisedAttention'] == 0
+        with pytest.raises(HatenbError, match='rationales'): Trainer(model, {'mini_mhs': posts['mini_mhs']}, TrainConfig(), regularisers=make_regularisers({'attention': {}}))
+    finally: model.encoder.attends = False
+
+
+@pytest.mark.parametrize('name', list(regularisers))
+def test_a_batch_in_which_no_answer_counts(name):
+    "Normal posts have no rationale: a step on them alone has no loss"
+    model, posts = parts_of(('mini/rationale',))
+    trainer = Trainer(model, posts, TrainConfig(batch_size=4), regularisers=make_regularisers({name: {}}))
+    normal = np.flatnonzero(posts['mini'].flat['label'] == 0)[:3]
+    out = trainer.step({'mini': normal})
+    assert 'mini/rationale' not in out and np.isfinite(out[type(trainer.regularisers[0]).__name__])
+
+
 def test_a_run_records_the_terms(tmp_path):
     config = RunConfig.from_dict(dict(tasks=['mini/label'], options=dict(r=2), limit=16, regularisers=dict(vat=dict(weight=.5)), train=dict(epochs=1, batch_size=8)))
     assert run(config, tmp_path)['history'][0]['losses']['VirtualAdversarial'] >= 0
