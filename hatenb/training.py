@@ -82,6 +82,7 @@ class TrainConfig:
     head_lr: float = 1e-3         # heads
     weight_decay: float = .01
     schedule: str = 'linear'      # linear, cosine or constant
+    head_schedule: str = ''       # of the heads (default: the same)
     warmup: float = .06           # share of the steps in which the learning rates rise
     head_warmup: int = 0          # steps in which only the heads learn
     head_warmup_epochs: float = 0.# and epochs of that
@@ -101,7 +102,7 @@ class TrainConfig:
         for k,low,high in (*((k, 1, math.inf) for k in ('epochs','batch_size','max_positions','steps','checkpoint_steps','patience')), *((k, 0, math.inf) for k in ('lr','head_lr','weight_decay','head_warmup','head_warmup_epochs','clip')),
                            ('warmup', 0, 1), ('layer_decay', 0, 1)):
             if (v := getattr(self, k)) is not None and not low <= v <= high: raise HatenbError(f'{k} = {v}', 'train', f'Take {low} to {high}.' if high == 1 else f'Take {low} or more.')
-        schedules[self.schedule]
+        for s in (self.schedule, self.head_schedule or self.schedule): schedules[s]
 
 # %% ../nbs/06_training.ipynb #99d6b55c
 schedules = Registry('schedule')
@@ -137,18 +138,17 @@ def make_optimizer(
     config:TrainConfig,
     total:int,         # steps of the run
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    "AdamW with a group for the heads, one for the adapters and one for a balancing rule that learns; and the scheduler over them"
+    "AdamW with a group for the heads, one for each layer of adapters and one for a balancing rule that learns; and the scheduler over them"
     named = model.trainable()
     still = config.head_warmup + round(config.head_warmup_epochs*total/config.epochs)
     layers = layer_numbers([k for k in named if k.startswith('encoder.')])
-    groups = [(config.head_lr, config.weight_decay, 0, [p for k,p in named.items() if k.startswith('heads.')]),
-              *((config.lr*config.layer_decay**(max(layers.values())-depth), config.weight_decay, still, [named[k] for k,d in layers.items() if d == depth])
-                for depth in (sorted(set(layers.values())) if config.layer_decay != 1 else ())),
-              (config.lr, config.weight_decay, still, [named[k] for k in layers] if config.layer_decay == 1 else []),
-              (balancer.lr, 0., 0, list(balancer.parameters()))]      # a decay would draw a rule's parameters to 0, which means something
-    groups = [g for g in groups if g[3]]
-    optimizer = torch.optim.AdamW([dict(params=p, lr=lr, weight_decay=decay) for lr,decay,_,p in groups])
-    factors = [lambda s, still=still: rate(s, total, config.schedule, config.warmup, still) for *_,still,_ in groups]
+    top = max(layers.values(), default=0)
+    groups = [(config.head_lr, config.weight_decay, 0, config.head_schedule or config.schedule, [p for k,p in named.items() if k.startswith('heads.')]),
+              *((config.lr*config.layer_decay**(top-depth), config.weight_decay, still, config.schedule, [named[k] for k,d in layers.items() if d == depth]) for depth in sorted(set(layers.values()))),
+              (balancer.lr, 0., 0, config.schedule, list(balancer.parameters()))]      # a decay would draw a rule's parameters to 0, which means something
+    groups = [g for g in groups if g[-1]]
+    optimizer = torch.optim.AdamW([dict(params=p, lr=lr, weight_decay=decay) for lr,decay,*_,p in groups])
+    factors = [lambda s, still=still, schedule=schedule: rate(s, total, schedule, config.warmup, still) for *_,still,schedule,_ in groups]
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
 # %% ../nbs/06_training.ipynb #2f18b78e

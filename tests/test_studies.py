@@ -38,7 +38,7 @@ def copied(neural, tmp_path):
 
 OTHER = dict(tasks=('mini/label', 'mini/rationale'), method='frozen', options=dict(r=3), encoder='other', quantization='nf4', dtype='bfloat16', max_length=64,
              heads=dict(label=dict(hidden=[8])), balancing='fixed', balancing_options=dict(normalise_steps=3), regularisers=dict(vat={}), augment=dict(drop=.2), lexicon='terms.csv', limit=10, seed=1)
-OTHER_TRAIN = dict(epochs=5, batch_size=7, max_positions=99, lr=.1, head_lr=.2, weight_decay=.3, schedule='cosine', warmup=.5, head_warmup=3, head_warmup_epochs=1., layer_decay=.9, class_balanced=True, reference={'mini/label.macro_f1': .5}, clip=2., temperature=3.,
+OTHER_TRAIN = dict(epochs=5, batch_size=7, max_positions=99, lr=.1, head_lr=.2, weight_decay=.3, schedule='cosine', head_schedule='constant', warmup=.5, head_warmup=3, head_warmup_epochs=1., layer_decay=.9, class_balanced=True, reference={'mini/label.macro_f1': .5}, clip=2., temperature=3.,
                    steps=4, checkpoint_steps=9, patience=2, smallest_step={'mini/label.macro_f1': .1}, compile=True)
 BASE = RunConfig(('mini/label', 'mini/target'))
 
@@ -101,7 +101,7 @@ def test_defaults_written_out_are_the_same_run():
     (dict(method='lora'), 'here', 'tasks'), (dict(tasks=['lable']), '', 'label'), (dict(tasks=['label'], method='lorra'), '', 'lora'),
     (dict(tasks=['label'], balancing='equall'), '', 'equal'), (dict(tasks=[]), 'tasks', 'needs a task'), (dict(tasks=['label', 'hatexplain/label']), 'label', 'twice'),
     (dict(tasks=['label'], heads=dict(target={})), 'heads', 'target'), (dict(tasks=['label'], train=dict(epochs=0)), 'train', 'epochs = 0'), (dict(tasks=['label'], train=dict(lr=-1)), 'train', 'lr = -1'),
-    (dict(tasks=['label'], train=dict(warmup=2)), 'train', '0 to 1'), (dict(tasks=['label'], train=dict(steps=0)), 'train', 'steps'), (dict(tasks=['label'], train=dict(lr='x')), 'here, train', 'lr'), (dict(tasks=['label'], train=dict(schedule='cosin')), '', 'cosine'),
+    (dict(tasks=['label'], train=dict(warmup=2)), 'train', '0 to 1'), (dict(tasks=['label'], train=dict(steps=0)), 'train', 'steps'), (dict(tasks=['label'], train=dict(lr='x')), 'here, train', 'lr'), (dict(tasks=['label'], train=dict(schedule='cosin')), '', 'cosine'), (dict(tasks=['label'], train=dict(head_schedule='linea')), '', 'linear'),
     (dict(tasks=['label'], train=dict(smallest_step={'hatexplain/label.f1': .1})), 'train', 'hatexplain/label.macro_f1'), (dict(tasks=['label'], train=dict(reference={'hatexplain/target.macro_f1': .1})), 'train', 'not watched')])
 def test_a_configuration_that_is_wrong_says_where(d, place, what):
     with pytest.raises(HatenbError) as e: RunConfig.from_dict(d, 'here')

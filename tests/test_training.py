@@ -178,6 +178,17 @@ def test_each_layer_has_its_own_rate():
     trainer.fit()
 
 
+def test_heads_have_their_own_schedule(small):
+    from hatenb.training import Trainer
+    trainer = Trainer(*small, TrainConfig(epochs=2, steps=5, batch_size=8, lr=1e-3, head_lr=5e-3, schedule='cosine', head_schedule='constant', warmup=0.))
+    seen = []
+    inner = trainer.optimizer.step
+    trainer.optimizer.step = lambda *a, **k: (seen.append({'heads' if any(p is q for p in g['params'] for q in trainer.model.heads.parameters()) else 'encoder': g['lr'] for g in trainer.optimizer.param_groups}), inner(*a, **k))[1]
+    trainer.fit()
+    assert [s['heads'] for s in seen] == [5e-3]*10
+    np.testing.assert_allclose([s['encoder'] for s in seen], 1e-3*(1+np.cos(np.pi*np.arange(10)/10))/2)
+
+
 @pytest.mark.parametrize('given', [dict(head_warmup=4), dict(head_warmup_epochs=2), dict(head_warmup=2, head_warmup_epochs=1)])
 def test_adapters_wait_for_the_heads_by_steps_or_epochs(small, given):
     from hatenb.training import Trainer
