@@ -55,7 +55,8 @@ def difference(first, second, base):
 
 def still_true(rows, first, second):
     "Whether the values of both runs are those of their records, which may have been made again since"
-    return all(abs(getattr(p, k)-r['metrics']['test'][p.task][p.metric]['value']) < 1e-5 for p in rows.itertuples() for k, r in (('a', first), ('b', second)))
+    values = lambda r, p: r['metrics']['test'].get(p.task, {}).get(p.metric, {}).get('value')
+    return all(values(r, p) is not None and abs(getattr(p, k)-values(r, p)) < 1e-5 for p in rows.itertuples() for k, r in (('a', first), ('b', second)))
 
 
 def pairs(study, results, runs):
