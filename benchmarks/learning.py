@@ -13,7 +13,7 @@ from hatenb.corpora import frequencies
 from hatenb.encoder import load_encoder
 from hatenb.regularisers import make_regularisers, regularisers
 from hatenb.training import TrainConfig, Trainer
-from sharing import TASKS, built, seconds
+from strategy import TASKS, built, seconds
 
 
 def trainer(posts, counted, rule='equal', regulariser=None):

@@ -7,7 +7,7 @@ import argparse, statistics, time
 
 from common import keep
 from hatenb.batches import Posts, encoded_corpus
-from hatenb.composing import adapter_name, make_sharing, shared_model
+from hatenb.composing import adapter_name, make_strategy, strategy_model
 from hatenb.core import resolve_dtype, seed_everything
 from hatenb.corpora import frequencies
 from hatenb.encoder import load_encoder
@@ -18,14 +18,14 @@ TASKS = [f'hatexplain/{t}' for t in ('label', 'target', 'rationale')]
 
 
 def built(method, counted, tasks=TASKS, quantization='none', **options):
-    "A model with a way of sharing; a fusion gets fresh sources"
+    "A model with a way of strategy; a fusion gets fresh sources"
     seed_everything(0, 'benchmark')
     encoder = load_encoder('minilm', quantization, resolve_dtype('auto'))
-    sharing, sources = make_sharing(method, tasks, options), {}
+    strategy, sources = make_strategy(method, tasks, options), {}
     if method == 'fuse':
         for t in tasks: encoder.add(adapter_name(t), 'lora'); sources[adapter_name(t)] = [t]
-    sharing.build(encoder, sources)
-    return shared_model(sharing, encoder, [make_head(Task.parse(t), encoder.width, counted) for t in tasks])
+    strategy.build(encoder, sources)
+    return strategy_model(strategy, encoder, [make_head(Task.parse(t), encoder.width, counted) for t in tasks])
 
 
 def measured(models, posts):
@@ -65,5 +65,5 @@ if __name__ == '__main__':
             if i: rounds[k].append(times)
     base = rounds['lora']
     ratios = {k: {w: round(statistics.median(t[w]/b[w] for t, b in zip(ts, base)), 2) for w in ts[0]} for k, ts in rounds.items()}
-    keep('sharing', dict(posts=a.posts, rounds=a.rounds, tasks=TASKS, dtype=str(resolve_dtype('auto')), time_over_lora=ratios,
+    keep('strategy', dict(posts=a.posts, rounds=a.rounds, tasks=TASKS, dtype=str(resolve_dtype('auto')), time_over_lora=ratios,
                          lora_posts_per_second={w: round((a.posts if w != 'one_post' else 16)/statistics.median(t[w] for t in base), 1) for w in base[0]}))

@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/batches.html.md"""
 
 # %% auto #0
 __all__ = ['align', 'words_to_tokens', 'tokens_to_words', 'encode', 'encoded_corpus', 'truncation', 'Ragged', 'Posts', 'take',
-           'Sampling', 'draws', 'shares', 'epoch_batches', 'padding_share', 'round_up', 'collate', 'part',
+           'Sampling', 'draws', 'shares', 'epoch_batches', 'padding_share', 'round_up', 'collate', 'shard',
            'sorted_batches', 'mask_tokens', 'misspelt', 'augmented', 'read_lexicon', 'lexicon_features']
 
 # %% ../nbs/02_batches.ipynb #8e3ee0b8
@@ -290,7 +290,7 @@ def collate(
     return {c: take(posts[c], rows, width) for c,rows in batch.items()}
 
 # %% ../nbs/02_batches.ipynb #bc8e58fe
-def part(
+def shard(
     batch:dict[str,dict[str,torch.Tensor]],
     i:int, # which part
     n:int, # of how many

@@ -25,7 +25,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 
 # %% ../nbs/01_corpora.ipynb #cb0a3048
 from .core import (HatenbError, Registry, derive_seed, digest, file_sha256, progress, read_json, settings,
-                         whole_file, write_json)
+                         atomic_write, write_json)
 
 # %% ../nbs/01_corpora.ipynb #d320df0f
 LABELS = 'normal','offensive','hatespeech'
@@ -493,7 +493,7 @@ def make_mini(
         score = round(2*severity-2+rng.gauss(0, .4), 2)
         votes = [float(min(max(round(severity+rng.gauss(0, .4)), 0), 2)) for _ in range(3)]
         rows += [dict(comment_id=i, annotator_id=j, hatespeech=v, hate_speech_score=score, text=' '.join(words)) for j,v in enumerate(votes)]
-    with whole_file(folder/'measuring_hate_speech'/'measuring-hate-speech.parquet') as tmp: pd.DataFrame(rows).to_parquet(tmp)
+    with atomic_write(folder/'measuring_hate_speech'/'measuring-hate-speech.parquet') as tmp: pd.DataFrame(rows).to_parquet(tmp)
 
 # %% ../nbs/01_corpora.ipynb #f0c4ea05
 def _made_up(*files): return tuple(RemoteFile(f, '') for f in files)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 # %% ../nbs/05_encoder.ipynb #165d453e
-from .core import HatenbError, Registry, encoder_path, hushed, file_sha256, read_json, whole_file, write_json
+from .core import HatenbError, Registry, encoder_path, suppress_log, file_sha256, read_json, atomic_write, write_json
 
 # %% ../nbs/05_encoder.ipynb #a8536ef4
 import adapters, peft, torch, bitsandbytes as bnb
@@ -161,7 +161,7 @@ def forward(self:Encoder,
 ) -> Tensor: # [B,L,width] float32 ([N,L,width] after a parting; with `Parallel`, a batch for each adapter, one after the other)
     "The last hidden states, with the active adapters"
     with contextlib.ExitStack() as stack:
-        if self._bare: stack.enter_context(hushed('adapters.model_mixin', 'none are activated'))
+        if self._bare: stack.enter_context(suppress_log('adapters.model_mixin', 'none are activated'))
         if setup is not None: stack.enter_context(AdapterSetup(setup))
         if parting is not None: self._part(stack, len(input_ids), *parting)
         stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16))
@@ -189,7 +189,7 @@ def language_head(self:Encoder) -> dict[str,Tensor]|None:
     "The masked-language head of the encoder's checkpoint as weights for `LanguageHead`; none if it has none that is of BERT's form"
     place,local = find_encoder(self.name)
     try:
-        with hushed('transformers.modeling_utils', 'Some weights of'), torch.random.fork_rng(devices=[]):
+        with suppress_log('transformers.modeling_utils', 'Some weights of'), torch.random.fork_rng(devices=[]):
             model,info = AutoModelForMaskedLM.from_pretrained(place, local_files_only=local, use_safetensors=True, output_loading_info=True)
     except ValueError: return None                           # no such model for this kind of encoder
     out,size = model.get_output_embeddings(), self.model.get_input_embeddings().weight.shape
@@ -229,7 +229,7 @@ def load_encoder(
     how = dict(local_files_only=local, revision=revision or 'main')
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **how)
-        with hushed('transformers.modeling_utils', 'Some weights of'):
+        with suppress_log('transformers.modeling_utils', 'Some weights of'):
             model,info = AutoModel.from_pretrained(place, dtype=dtype, quantization_config=config, device_map={'': str(device)},
                 use_safetensors=True, attn_implementation='eager', output_loading_info=True, **how)
     except (OSError,ValueError,SafetensorError) as e: raise _load_failure(name, local, e) from e
@@ -611,7 +611,7 @@ def activate(self:Encoder,
         for p in self.model.parameters(): p.requires_grad_(id(p) in learning)
     elif self.backend == 'adapters':
         if not isinstance(setup, AdapterCompositionBlock): setup = None if not names else names[0] if len(names) == 1 else Stack(*names)
-        with hushed('adapters.model_mixin', 'none are activated'): self.model.set_active_adapters(setup)
+        with suppress_log('adapters.model_mixin', 'none are activated'): self.model.set_active_adapters(setup)
 
 # %% ../nbs/05_encoder.ipynb #a6ef8c88
 @patch
@@ -657,7 +657,7 @@ def _full_config(self:Encoder, name, config):
     return build_full_config(config, self.model.config, name=name, model_name=self.name, model_class=type(self.model).__name__)
 
 def _write_tensors(tensors, path):
-    with whole_file(path) as tmp: save_file({k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, tmp, metadata={'format': 'pt'})
+    with atomic_write(path) as tmp: save_file({k: v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, tmp, metadata={'format': 'pt'})
 
 @patch
 def _library_format(self:Encoder, name:str) -> tuple[dict,dict,str]:

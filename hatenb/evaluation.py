@@ -23,7 +23,7 @@ import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 
 # %% ../nbs/09_evaluation.ipynb #2c601da1
 from .batches import tokens_to_words
-from .core import HatenbError, whole_file
+from .core import HatenbError, atomic_write
 from .corpora import LABELS, PAPER_TARGETS, TARGETS, gold_columns, load_corpus
 
 # %% ../nbs/09_evaluation.ipynb #5b340a7d
@@ -544,7 +544,7 @@ def main_metrics(
 # %% ../nbs/09_evaluation.ipynb #b319e28e
 def save_predictions(table:pd.DataFrame, path:str|Path):
     "Write a predictions table"
-    with whole_file(path) as tmp: pq.write_table(pa.Table.from_pandas(table, preserve_index=False), tmp, compression='zstd')
+    with atomic_write(path) as tmp: pq.write_table(pa.Table.from_pandas(table, preserve_index=False), tmp, compression='zstd')
 
 def load_predictions(
     path:str|Path,

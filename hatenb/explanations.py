@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/explanations.html.md"""
 # %% auto #0
 __all__ = ['explainers', 'levels', 'faithful', 'task_of', 'only', 'rationale_head', 'last_attention', 'attention',
            'pooled_attention', 'gradient_times_input', 'integrated_gradients', 'random_values', 'explain',
-           'word_values', 'stretched', 'plausibility', 'chosen', 'reduced', 'faithfulness', 'explained_posts',
+           'word_values', 'min_max', 'plausibility', 'chosen', 'reduced', 'faithfulness', 'explained_posts',
            'faithfulness_metrics', 'marked', 'evaluate_explainers', 'metric_title', 'explanations_table']
 
 # %% ../nbs/09c_explanations.ipynb #fbae0adf
@@ -18,7 +18,7 @@ from .core import HatenbError, Registry, derive_seed, digest, progress, settings
 from .batches import Posts, collate, sorted_batches, tokens_to_words, words_to_tokens
 from .composing import RoutedModel
 from .evaluation import Metric, evaluate, mean_of, metric_of, resamples, save_predictions, top
-from .regularisers import nudged, real_tokens
+from .regularisers import perturb, real_tokens
 from .training import Model, predict
 
 # %% ../nbs/09c_explanations.ipynb #438650fa
@@ -92,7 +92,7 @@ def _gradients(model, batch, points, weights):
     for a,w in zip(points, weights):
         shift = ((a-1)*x).requires_grad_()
         with torch.enable_grad():
-            p = view(nudged(batch, {corpus: shift}))[key].float().softmax(-1).gather(1, chosen).sum()
+            p = view(perturb(batch, {corpus: shift}))[key].float().softmax(-1).gather(1, chosen).sum()
             total += w*torch.autograd.grad(p, shift)[0]
     return (total*x).sum(-1)
 
@@ -157,7 +157,7 @@ def word_values(
 # %% ../nbs/09c_explanations.ipynb #6cab9932
 levels = 'word','token'
 
-def stretched(
+def min_max(
     values, # [n]
 ) -> np.ndarray:
     "[n] the values from 0, the lowest, to 1, the highest; all 0 if they are equal"
@@ -179,7 +179,7 @@ def plausibility(
     rows = []
     for v,w,marks in zip(explained['values'], explained['token_word'], gold['rationale_any']):
         v,marks = (word_values(v, w, len(marks)),marks) if level == 'word' else (v,words_to_tokens(marks, w))
-        rows.append((marks, v if probabilities else stretched(v), np.arange(len(marks))))
+        rows.append((marks, v if probabilities else min_max(v), np.arange(len(marks))))
     columns = ['rationale_any','rationale_token_prob','rationale_token_word']
     table = gold[['corpus','id','label']].reset_index(drop=True).assign(**dict(zip(columns, map(list, zip(*rows)))))
     (found,) = evaluate(table, n_boot, seed).values()

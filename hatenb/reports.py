@@ -19,7 +19,7 @@ import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 
 # %% ../nbs/12_reports.ipynb #33c8dd17
-from .core import HatenbError, whole_file
+from .core import HatenbError, atomic_write
 from .evaluation import definitions, main_metric, main_metrics, metric_of, metrics
 from .heads import Task, questions
 from .studies import RunConfig
@@ -407,5 +407,5 @@ def write_report(
     made = '\n'.join(_made_by(r) for r in records if 'provenance' in r)
     parts += ['<h2>Where the numbers come from</h2>', f'<pre>{html.escape(made)}</pre>']
     page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{_style}</style></head><body><main>{"".join(parts)}</main></body></html>'
-    with whole_file(path) as tmp: tmp.write_text(page, encoding='utf-8')
+    with atomic_write(path) as tmp: tmp.write_text(page, encoding='utf-8')
     return Path(path)

@@ -28,9 +28,9 @@ from safetensors.torch import load_file, save_file
 from .balancing import balancers, make_balancer
 from .baselines import baseline_tables, baselines
 from .batches import Posts, augmented, encode, encoded_corpus, lexicon_features, read_lexicon, truncation
-from .composing import adapter_name, fusion_attention, make_sharing, shared_model, sharings
+from .composing import adapter_name, fusion_attention, make_strategy, strategy_model, strategies
 from .core import (HatenbError, digest, progress, provenance, read_json, derive_seed, file_sha256, resolve_device, resolve_dtype, seed_everything, settings,
-                         whole_file, write_json)
+                         atomic_write, write_json)
 import hatenb.toxicity   # registers its corpora
 from .corpora import corpora as known_corpora, corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
@@ -46,7 +46,7 @@ from .training import Model, TrainConfig, Trainer, predict
 class RunConfig:
     "Everything that decides a run's result"
     tasks: tuple[str,...]                # e.g. label, mini/target, target:1/4
-    method: str = 'lora'                 # an adapter method, full, frozen; a way of sharing; join; or a baseline: majority, tfidf
+    method: str = 'lora'                 # an adapter method, full, frozen; a way of strategy; join; or a baseline: majority, tfidf
     options: dict = field(default_factory=dict)     # of the method, e.g. {"r": 16}
     encoder: str = 'minilm'              # minilm, a local folder, or a name on the hub
     quantization: str = 'none'           # none, nf4, nf4-double, int8
@@ -69,7 +69,7 @@ class RunConfig:
         if held := [c for c in self.corpora if c in known_corpora and not known_corpora[c].trains]:
             raise HatenbError(f'the corpus {held[0]} is there to test with: no run may learn or choose from it', 'tasks', 'Train on another; `hatenb functional` asks a finished run for its posts.')
         if len(set(self.tasks)) < len(self.tasks): raise HatenbError('a task is named twice', ' '.join(self.tasks), 'Name each once.')
-        if self.method not in (*baselines, *sharings, 'join'): adapter_methods[self.method]
+        if self.method not in (*baselines, *strategies, 'join'): adapter_methods[self.method]
         self._check_sources()
         balancers[self.balancing]; make_regularisers(self.regularisers)
         watched = {f'{t.corpus}/{t.name}.{main_metric[t.kind]}' for t in map(Task.parse, self.tasks)}
@@ -102,7 +102,7 @@ class RunConfig:
 @patch
 def _check_sources(self:RunConfig):
     "Raise unless the sources fit the method; configurations become their shortest form"
-    needs = 'needed' if self.method == 'join' else sharings[self.method].sources if self.method in sharings else 'none'
+    needs = 'needed' if self.method == 'join' else strategies[self.method].sources if self.method in strategies else 'none'
     if needs == 'needed' and not self.sources: raise HatenbError(f'{self.method} is made of finished runs, and none is named', 'sources', "For example: sources = ['runs/label-lora-s0-…', 'runs/target-lora-s0-…'].")
     if needs == 'none' and self.sources: raise HatenbError(f'{self.method} is not made of other runs', 'sources', 'Leave them out, or use merge, fuse, parallel or join.')
     given = [self.sources] if isinstance(self.sources, str) else self.sources
@@ -189,7 +189,7 @@ def run_encoder(
     seed_everything(config.seed, 'adapter')
     encoder = load_encoder(config.encoder, config.quantization, resolve_dtype(config.dtype, device), device)
     names = load_sources(encoder, config, sources)
-    make_sharing(config.method, config.tasks, config.options).build(encoder, names)
+    make_strategy(config.method, config.tasks, config.options).build(encoder, names)
     return encoder
 
 def run_model(
@@ -201,7 +201,7 @@ def run_model(
     "The encoder with a head for each of the run's tasks: those of the sources, new ones for other tasks"
     seed_everything(config.seed, 'heads')
     tasks = map(Task.parse, config.tasks)
-    model = shared_model(make_sharing(config.method, config.tasks, config.options), encoder,
+    model = strategy_model(make_strategy(config.method, config.tasks, config.options), encoder,
                          [make_head(t, encoder.width, counted[t.corpus], head_config(config, t)) for t in tasks])
     for f in sources: _take_heads(model, f)
     return model
@@ -225,7 +225,7 @@ def load_sources(
             if t in seen: raise HatenbError(f'two sources answer the task {t}', f'{seen[t]} and {f}', 'Take one of them.')
             seen[t] = f
         names[encoder.load(f/'adapters'/'shared', '-'.join(map(adapter_name, c.tasks)))] = list(c.tasks)
-    if sources and not make_sharing(config.method, config.tasks, config.options).trains and (new := [t for t in config.tasks if t not in seen]):
+    if sources and not make_strategy(config.method, config.tasks, config.options).trains and (new := [t for t in config.tasks if t not in seen]):
         raise HatenbError(f'no source has a head for {new[0]}, and nothing is trained', 'sources', 'Add a source, or let the heads learn.')
     return names
 
@@ -246,7 +246,7 @@ def save_model(model:Model, folder:str|Path):
     "Write `adapters/` (one folder each) and `heads.safetensors` below `folder`"
     folder = Path(folder)
     for name in model.encoder.methods: model.encoder.save(name, folder/'adapters'/name)
-    with whole_file(folder/'heads.safetensors') as tmp:
+    with atomic_write(folder/'heads.safetensors') as tmp:
         save_file({k: v.detach().cpu().contiguous() for k,v in model.heads.state_dict().items()}, tmp)
 
 def _beside(config, folder):
@@ -324,11 +324,11 @@ def _train(config, folder, device, accelerator, sources):
     model = run_model(config, encoder, counted, sources)
     posts = {split: {c: Posts(d[split], c, encoder.tokenizer.pad_token_id) for c,d in corpora.items()} for split in ('train','validation','test')}
     validate = lambda: main_metrics(evaluate(predict(model, posts['validation'], accelerator=accelerator), n_boot=0))
-    sharing = make_sharing(config.method, config.tasks, config.options)
-    sharing.choose(model, lambda: float(np.mean(list(validate().values()))))
+    strategy = make_strategy(config.method, config.tasks, config.options)
+    strategy.choose(model, lambda: float(np.mean(list(validate().values()))))
     names = [n for h in model.heads.values() for n in make_loss(h).names]
     trainer = Trainer(model, posts['train'], config.train, validate, make_balancer(config.balancing, names, **config.balancing_options), make_regularisers(config.regularisers), folder, config.seed, accelerator)
-    if sharing.trains: trainer.fit()
+    if strategy.trains: trainer.fit()
     p = trainer.progress
     start = time.perf_counter()
     tables = {split: predict(model, posts[split], accelerator=accelerator) for split in ('validation','test')}

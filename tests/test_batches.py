@@ -148,7 +148,7 @@ def test_a_selected_split_takes_the_selected_rows(wordpiece):
 def test_parts_are_a_partition_of_the_batch(mini, n, rows):
     rows = np.array(rows)
     batch = {'mini': B.take(mini['train'], rows), 'other': B.take(mini['train'], rows[:2])}
-    parts = [B.part(batch, i, n) for i in range(n)]
+    parts = [B.shard(batch, i, n) for i in range(n)]
     for c, whole in batch.items():
         for k, v in whole.items():
             got = torch.empty_like(v)

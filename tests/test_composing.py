@@ -8,7 +8,7 @@ import torch
 from adapters.composition import Parallel
 
 from hatenb.batches import Posts, collate, encoded_corpus
-from hatenb.composing import adapter_name, make_sharing, shared_model
+from hatenb.composing import adapter_name, make_strategy, strategy_model
 from hatenb.core import HatenbError
 from hatenb.corpora import frequencies
 from hatenb.encoder import load_encoder, tensor_digest
@@ -141,8 +141,8 @@ def test_routes_agree_with_the_librarys_parallel_block(method='seq_bn'):
         for v in encoder.adapter_parameters(n).values(): v.data += .05*torch.randn(v.shape)
     corpus = encoded_corpus('mini', encoder.tokenizer)
     posts, counted = Posts(corpus['train'], 'mini', encoder.tokenizer.pad_token_id), frequencies(corpus['train'])
-    sharing = make_sharing('parallel', TASKS, dict(learn='nothing'))
-    model = shared_model(sharing, encoder, [make_head(Task.parse(t), encoder.width, counted) for t in TASKS]).eval()
+    strategy = make_strategy('parallel', TASKS, dict(learn='nothing'))
+    model = strategy_model(strategy, encoder, [make_head(Task.parse(t), encoder.width, counted) for t in TASKS]).eval()
     batch = collate({'mini': posts}, {'mini': np.arange(6)})
     with torch.no_grad():
         states = model.states(batch)
@@ -170,7 +170,7 @@ def test_the_library_reads_our_fusion(runs, tmp_path):
 def test_the_penalty_is_the_librarys(runs):
     c = config('fuse', 'seq_bn', options=dict(variant='dynamic'))
     encoder = run_encoder(c, 'cpu', source_folders(c, runs))
-    make_sharing(c.method, c.tasks, c.options).use(encoder)
+    make_strategy(c.method, c.tasks, c.options).use(encoder)
     for p in encoder.trainable().values(): p.data += .01*torch.randn(p.shape)
     ours = encoder.composites['fused'].penalty(encoder, 'fused')
     torch.testing.assert_close(ours, encoder.model.get_fusion_regularization_loss())
@@ -236,9 +236,9 @@ def test_a_study_makes_its_sources_and_uses_them_again(runs, tmp_path):
 def test_refused_configurations():
     with pytest.raises(HatenbError, match='made of finished runs'): RunConfig(TASKS, 'merge')
     with pytest.raises(HatenbError, match='not made of other runs'): RunConfig(TASKS, 'lora', sources=('runs/x',))
-    with pytest.raises(HatenbError, match="no option 'rang'"): make_sharing('merge', TASKS, dict(rang=2))
-    with pytest.raises(HatenbError, match='nothing is called'): make_sharing('merge', TASKS, dict(learn='most'))
-    with pytest.raises(HatenbError, match='cannot part at layer 6'): make_sharing('branch', TASKS, dict(layer=6)).build(load_encoder('minilm'), {})
+    with pytest.raises(HatenbError, match="no option 'rang'"): make_strategy('merge', TASKS, dict(rang=2))
+    with pytest.raises(HatenbError, match='nothing is called'): make_strategy('merge', TASKS, dict(learn='most'))
+    with pytest.raises(HatenbError, match='cannot part at layer 6'): make_strategy('branch', TASKS, dict(layer=6)).build(load_encoder('minilm'), {})
     with pytest.raises(HatenbError, match='no layer 9'): load_encoder('minilm').add('a', 'lora', layers=[9])
     with pytest.raises(HatenbError, match='at least two'): load_encoder('minilm').add('a', 'fusion', sources=[])
 

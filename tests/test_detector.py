@@ -1,4 +1,4 @@
-"The detector with hostile posts, other ways of sharing, bundles that were tampered with, and a hub that is not there"
+"The detector with hostile posts, other ways of strategy, bundles that were tampered with, and a hub that is not there"
 import base64, contextlib, dataclasses, json, resource, shutil, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -161,7 +161,7 @@ def test_slurs_are_masked_wherever_they_are_shown(detector):
     assert slur in a._repr_html_() and slur in a.summary(reveal=True) and slur in a['text']
 
 
-# ---------------------------------------------------------------- ways of sharing
+# ---------------------------------------------------------------- ways of strategy
 
 def test_one_reading_for_all_or_one_for_each_corpus(detector, folder, bundle):
     exact = Detector.from_run(folder, dtype='float32', exact=True)

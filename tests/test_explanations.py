@@ -1,4 +1,4 @@
-"Explanations: gradients against derivatives and Captum, ERASER's definitions by hand, every way of sharing, the cache, hostile input"
+"Explanations: gradients against derivatives and Captum, ERASER's definitions by hand, every way of strategy, the cache, hostile input"
 from unittest.mock import patch
 
 import numpy as np
@@ -14,7 +14,7 @@ from hatenb.batches import Posts, collate, encoded_corpus
 from hatenb.core import HatenbError
 from hatenb.corpora import LABELS, frequencies, load_corpus
 from hatenb.evaluation import rationale_table
-from hatenb.regularisers import nudged, real_tokens
+from hatenb.regularisers import perturb, real_tokens
 from hatenb.studies import RunConfig, explain_run, run, run_corpora, run_encoder, run_model
 from hatenb.training import Model, TrainConfig, predict
 
@@ -46,7 +46,7 @@ def probability(model, batch):
     view, t = E.only(model, key), batch['mini']
     x = (model.encoder.model.get_input_embeddings()(t['input_ids'])*real_tokens(t)).detach()
     with torch.no_grad(): given = view(batch)[key].argmax(-1)
-    return lambda shift: view(nudged(batch, {'mini': shift}))[key].softmax(-1)[torch.arange(len(given)), given], given, x
+    return lambda shift: view(perturb(batch, {'mini': shift}))[key].softmax(-1)[torch.arange(len(given)), given], given, x
 
 
 def test_the_gradient_is_the_derivative(made, batch):
@@ -80,7 +80,7 @@ def test_gradients_agree_with_captum(made, batch):
     def forward(embeddings):                                # Captum hands over all points of all posts at once
         n = len(embeddings)//len(x)
         t = {k: v.repeat(n, *[1]*(v.dim()-1)) for k, v in batch['mini'].items()}
-        return E.only(model, key)(nudged({'mini': t}, {'mini': embeddings-x.repeat(n, 1, 1)}))[key].softmax(-1)
+        return E.only(model, key)(perturb({'mini': t}, {'mini': embeddings-x.repeat(n, 1, 1)}))[key].softmax(-1)
     theirs = captum.IntegratedGradients(forward).attribute(x, target=given, n_steps=10, method='gausslegendre').sum(-1)
     torch.testing.assert_close(E.integrated_gradients(model, batch, steps=10), theirs.float(), atol=2e-4, rtol=.01)
     theirs = captum.InputXGradient(forward).attribute(x.clone().requires_grad_(), target=given).sum(-1)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from hatenb.balancing import balancers
-from hatenb.batches import Posts, collate, part
+from hatenb.batches import Posts, collate, shard
 from hatenb.core import HatenbError
 from hatenb.corpora import frequencies
 from hatenb.losses import loss_weights, make_loss
-from hatenb.regularisers import divergence, embedding_sizes, make_regularisers, nudged, real_tokens, regularisers, sized
+from hatenb.regularisers import divergence, embedding_sizes, make_regularisers, perturb, real_tokens, regularisers, sized
 from hatenb.studies import RunConfig, run, run_corpora, run_encoder, run_model
 from hatenb.training import TrainConfig, Trainer
 
@@ -35,13 +35,13 @@ def test_a_nudge_is_as_large_as_it_says_and_only_at_real_sub_tokens(multi):
     t = batch['mini']
     shift = sized(torch.randn(*t['input_ids'].shape, 384)*real_tokens(t), .1*embedding_sizes(model, t))
     torch.testing.assert_close(shift.flatten(1).norm(dim=1), .1*embedding_sizes(model, t))
-    b = nudged(batch, {'mini': torch.ones_like(shift)})
+    b = perturb(batch, {'mini': torch.ones_like(shift)})
     assert (b['mini']['shift'][t['token_word'] < 0] == 0).all() and (b['mini']['shift'][t['token_word'] >= 0] == 1).all()
     model.eval()
     with torch.no_grad():
-        a = model(nudged(batch, {'mini': torch.zeros_like(shift)}))
+        a = model(perturb(batch, {'mini': torch.zeros_like(shift)}))
         c = model(batch)
-        d = model(nudged(batch, {'mini': shift}))
+        d = model(perturb(batch, {'mini': shift}))
     for k in a: torch.testing.assert_close(a[k], c[k]); assert (d[k]-c[k]).abs().max() > 1e-3
 
 
@@ -75,7 +75,7 @@ def test_terms_of_parts_add_up_to_that_of_the_batch(multi, name):
             torch.manual_seed(0)
             if r.attends: model(b)
             return r.term(model, b, count, losses, totals)
-        whole, split = term(batch), [term(part(batch, i, 2)) for i in range(2)]
+        whole, split = term(batch), [term(shard(batch, i, 2)) for i in range(2)]
         assert torch.isfinite(whole) and whole > 0
         tolerance = .5 if name == 'vat' else 1e-3           # one iteration from another random start finds another direction
         assert float(sum(split)) == pytest.approx(float(whole), rel=tolerance)
