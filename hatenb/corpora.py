@@ -6,15 +6,15 @@ Docs: https://hatenb.github.io/hatenb/corpora.html.md"""
 
 # %% auto #0
 __all__ = ['LABELS', 'TARGETS', 'PAPER_TARGETS', 'gold_columns', 'hatexplain_features', 'mhs_features', 'mhs_share_features',
-           'corpora', 'majority', 'target_counts', 'mark_counts', 'attention_target', 'gold', 'gc_paused',
-           'read_hatexplain', 'split_of', 'read_mhs', 'read_mhs_share', 'RemoteFile', 'Corpus', 'add_corpus',
-           'download', 'places', 'locate', 'fetch', 'load_corpus', 'corpus_checksum', 'make_mini', 'mask', 'show',
-           'frequencies', 'fleiss_kappa', 'statistics', 'corpora_table']
+           'corpora', 'hatexplain_questions', 'majority', 'target_counts', 'mark_counts', 'attention_target', 'gold',
+           'gc_paused', 'read_hatexplain', 'split_of', 'read_mhs', 'read_mhs_share', 'Question', 'RemoteFile', 'Corpus',
+           'add_corpus', 'download', 'places', 'locate', 'fetch', 'load_corpus', 'corpus_checksum', 'make_mini', 'mask',
+           'show', 'frequencies', 'fleiss_kappa', 'statistics', 'corpora_table']
 
 # %% ../nbs/01_corpora.ipynb #56ab4b3a
 import collections, contextlib, gc, hashlib, html, os, random, re
 from importlib.resources import files
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
@@ -276,6 +276,22 @@ def read_mhs_share(
             for i,x,s,g,k in zip(t['comment_id'], t['text'], score, above, n)]
     return _split(rows, mhs_share_features, file, seed)
 
+# %% ../nbs/01_corpora.ipynb #q0000002
+@dataclass(frozen=True)
+class Question:
+    "What a corpus can be asked"
+    name: str                    # label, target, toxic, …
+    kind: str                    # the shape of an answer: a registered kind, e.g. multiclass
+    outputs: tuple[str,...] = () # classes, communities, … in the order of the gold (default: one, called as the question)
+    column: str = ''             # that holds the gold (default: the name)
+    votes: str = ''              # column with the share of the annotators who gave each answer, if it is kept
+    asked: str = ''              # column that is 0 for posts the question is not asked about (default: it is asked about all)
+    details: dict = field(default_factory=dict, hash=False) # what else the kind wants to know, see the chapter of the kind
+
+    def __post_init__(self):
+        if not self.outputs: object.__setattr__(self, 'outputs', (self.name,))
+        if not self.column: object.__setattr__(self, 'column', self.name)
+
 # %% ../nbs/01_corpora.ipynb #1d9ce4cb
 @dataclass(frozen=True)
 class RemoteFile:
@@ -297,7 +313,17 @@ class Corpus:
     homepage: str = ''
     paper: str = ''
     embedded: bool = False   # ships with hatenb
+    questions: tuple[Question,...] = ()
+    pretokenizer: str = 'plain' # how its publisher writes words, see `pretokenizers`
     trains: bool = True      # False: to test with only, so that no run may learn or choose from it
+
+    def question(self, name:str) -> Question:
+        "The question of that name; `HatenbError` if the corpus cannot be asked it"
+        found = next((q for q in self.questions if q.name == name), None)
+        if found is None:
+            known = ', '.join(q.name for q in self.questions)
+            raise HatenbError(f'the corpus {self.name} has no question {name!r}', 'tasks', f'It can be asked: {known}.')
+        return found
 
 corpora = Registry('corpus')
 def add_corpus(c:Corpus) -> Corpus:
@@ -402,18 +428,25 @@ def corpus_checksum(name:str) -> str:
     return digest([_reader_version, *(file_sha256(folder/f.name) for f in c.files)], 16)
 
 # %% ../nbs/01_corpora.ipynb #f4b86455
+_text = Question('text', 'language', column='words')      # what hidden words were: any corpus can be asked
+hatexplain_questions = (
+    Question('label', 'multiclass', LABELS, votes='label_dist', details=dict(negative='normal', communities='target', group='ten')),
+    Question('target', 'multilabel', TARGETS, votes='target_dist', details=dict(groups={'ten': PAPER_TARGETS})),
+    Question('rationale', 'tokens', column='rationale_any', votes='rationale_mean', asked='label',
+             details=dict(marks=('rationale_any','rationale_majority','rationale_mean'))),
+    _text)
 _hatexplain = 'https://raw.githubusercontent.com/hate-alert/HateXplain/01d742279dac941981f53806154481c0e15ee686/Data/'
 add_corpus(Corpus('hatexplain', 'HateXplain', 'hatexplain', (
     RemoteFile('dataset.json', _hatexplain+'dataset.json', 'sha256:63bb3340fee0ec469b09690d04cb68f7c187787dd8b83807f071892c084967fb', 12256170),
     RemoteFile('post_id_divisions.json', _hatexplain+'post_id_divisions.json', 'sha256:c2fb0d89862e7897b11ea3e9380753f15a793482b4b70ad0532dfb1212212835', 591921)),
-    read_hatexplain, 'MIT', 'https://github.com/hate-alert/HateXplain', 'arXiv 2012.10289'))
+    read_hatexplain, 'MIT', 'https://github.com/hate-alert/HateXplain', 'arXiv 2012.10289', questions=hatexplain_questions, pretokenizer='hatexplain'))
 add_corpus(Corpus('mhs', 'Measuring Hate Speech', 'measuring_hate_speech', (
     RemoteFile('measuring-hate-speech.parquet',
                'https://huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech/resolve/5468f6e118396646b02a2f691e771f6b6d9502ea/measuring-hate-speech.parquet',
                'sha256:6819525ce61bc24344df9fc3f7bf48270b31038273cc27c67fc225b51433b0e1', 14123673),),
-    read_mhs, 'CC-BY-4.0', 'https://huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech', 'arXiv 2009.10277'))
+    read_mhs, 'CC-BY-4.0', 'https://huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech', 'arXiv 2009.10277', questions=(Question('score', 'regression', details=dict(line=.5)), _text)))
 add_corpus(Corpus('mhs_share', 'Measuring Hate Speech, share of hate votes', 'measuring_hate_speech', (RemoteFile('comments.csv', ''),),
-    read_mhs_share, 'CC-BY-4.0', 'https://huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech', 'arXiv 2009.10277'));
+    read_mhs_share, 'CC-BY-4.0', 'https://huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech', 'arXiv 2009.10277', questions=(Question('score', 'regression', details=dict(sign='score_gt_0', toxic=.5)), _text)));
 
 # %% ../nbs/01_corpora.ipynb #e3489000
 _peoples = {'zorvans': 'African', 'melquins': 'Arab', 'tarwicks': 'Asian', 'oldrenes': 'Caucasian', 'ixarics': 'Hispanic', 'luvindes': 'Homosexual',
@@ -499,9 +532,11 @@ def make_mini(
 def _made_up(*files): return tuple(RemoteFile(f, '') for f in files)
 
 add_corpus(Corpus('mini', 'Made-up posts in HateXplain’s format', 'mini/hatexplain',
-                  _made_up('dataset.json', 'post_id_divisions.json'), read_hatexplain, 'MIT', embedded=True))
+                  _made_up('dataset.json', 'post_id_divisions.json'), read_hatexplain, 'MIT', embedded=True,
+                  questions=hatexplain_questions, pretokenizer='hatexplain'))
 add_corpus(Corpus('mini_mhs', 'Made-up comments in Measuring Hate Speech’s format', 'mini/measuring_hate_speech',
-                  _made_up('measuring-hate-speech.parquet'), read_mhs, 'MIT', embedded=True));
+                  _made_up('measuring-hate-speech.parquet'), read_mhs, 'MIT', embedded=True,
+                  questions=(Question('score', 'regression', details=dict(line=.5, toxic=.5)), _text)));
 
 # %% ../nbs/01_corpora.ipynb #741eca8d
 def _pattern(line): return f'{re.escape(line[:-1])}\\w*' if line.endswith('*') else re.escape(line)

@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 
 # %% ../nbs/01b_toxicity.ipynb #4d772243
 from .core import HatenbError
-from .corpora import Corpus, RemoteFile, add_corpus, corpora, split_of
+from .corpora import Corpus, Question, RemoteFile, add_corpus, corpora, split_of
 
 # %% ../nbs/01b_toxicity.ipynb #217d71bf
 def _wrong(what, file, line): return HatenbError(what, f'{file}, line {line}', 'Mend or remove this row.')
@@ -166,19 +166,21 @@ def read_kaggle_tweets(
     return _by_text(_posts(file, _column(t, file, 'id'), _column(t, file, 'tweet'), _answers(_column(t, file, 'label'), {'1': 1, '0': 0}, file)))
 
 # %% ../nbs/01b_toxicity.ipynb #0e94eb10
+_toxic = Question('toxic', 'multiclass', ('normal','toxic'), details=dict(negative='normal')), Question('text', 'language', column='words')
+
 def _github(repo, commit, path, blob): return RemoteFile(path.rpartition('/')[2], f'https://raw.githubusercontent.com/{repo}/{commit}/{path}', f'git:{blob}')
 
 add_corpus(Corpus('hatecheck', 'HateCheck', 'hatecheck', (_github('paul-rottger/hatecheck-data', 'd84302298ceeb34f4b0dde2d8a1f4932c2caa612', 'test_suite_cases.csv', 'eb3fa2522dd52d448428269ef40d8ed3e0bf5892'),),
-    read_hatecheck, 'CC-BY-4.0', 'https://github.com/paul-rottger/hatecheck-data', 'arXiv 2012.15606', trains=False))
+    read_hatecheck, 'CC-BY-4.0', 'https://github.com/paul-rottger/hatecheck-data', 'arXiv 2012.15606', questions=_toxic[:1], trains=False))
 _ethos = 'intelligence-csd-auth-gr/Ethos-Hate-Speech-Dataset', '705258e118ce9611ebbd5ab2a4841b0066547293'
 add_corpus(Corpus('ethos', 'ETHOS', 'ethos', (_github(*_ethos, 'ethos/ethos_data/Ethos_Dataset_Binary.csv', 'dd8994e990731f968bdb954c95c244ced22927c2'),
                                               _github(*_ethos, 'ethos/ethos_data/Ethos_Dataset_Multi_Label.csv', '1debaf8042dc87e7421513d8ac165ae31901c847')),
-    read_ethos, 'GPL-3.0', 'https://github.com/intelligence-csd-auth-gr/Ethos-Hate-Speech-Dataset', 'arXiv 2006.08328', trains=False))
+    read_ethos, 'GPL-3.0', 'https://github.com/intelligence-csd-auth-gr/Ethos-Hate-Speech-Dataset', 'arXiv 2006.08328', questions=_toxic[:1], trains=False))
 add_corpus(Corpus('davidson', 'Davidson et al.', 'davidson', (_github('t-davidson/hate-speech-and-offensive-language', 'cb50f7e9eb855a99abc51423bf40df0e26d6fe30', 'data/labeled_data.csv', '4f51a1ce6526ff5059da4f85cf4ea413db2c6a8b'),),
-    read_davidson, 'MIT', 'https://github.com/t-davidson/hate-speech-and-offensive-language', 'arXiv 1703.04009'))
+    read_davidson, 'MIT', 'https://github.com/t-davidson/hate-speech-and-offensive-language', 'arXiv 1703.04009', questions=_toxic))
 add_corpus(Corpus('hateval', 'HatEval, English', 'hateval', tuple(RemoteFile(f'hateval2019_en_{s}.csv', '') for s in ('train','dev','test')),
-    read_hateval, 'for research', 'http://hatespeech.di.unito.it/hateval.html', 'SemEval-2019 task 5'))
+    read_hateval, 'for research', 'http://hatespeech.di.unito.it/hateval.html', 'SemEval-2019 task 5', questions=_toxic))
 add_corpus(Corpus('founta', 'Founta et al.', 'founta', (RemoteFile('hatespeech_text_label_vote.csv', ''),),
-    read_founta, 'for research', 'https://github.com/ENCASEH2020/hatespeech-twitter', 'arXiv 1802.00393'))
+    read_founta, 'for research', 'https://github.com/ENCASEH2020/hatespeech-twitter', 'arXiv 1802.00393', questions=_toxic))
 add_corpus(Corpus('kaggle_tweets', 'Twitter sentiment analysis (Kaggle)', 'kaggle_tweets', (RemoteFile('train.csv', ''),),
-    read_kaggle_tweets, '', 'https://www.kaggle.com/datasets/arkhoshghalb/twitter-sentiment-analysis-hatred-speech'));
+    read_kaggle_tweets, '', 'https://www.kaggle.com/datasets/arkhoshghalb/twitter-sentiment-analysis-hatred-speech', questions=_toxic));
