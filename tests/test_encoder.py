@@ -376,7 +376,7 @@ def test_a_failed_save_leaves_nothing(tiny, tmp_path, monkeypatch):
     encoder = load_encoder(str(tiny/'bert'))
     encoder.add('a', 'lora')
     def full_disk(*args, **kwargs): raise OSError('no space left')
-    monkeypatch.setattr('hatenb.encoder.save_file', full_disk)
+    monkeypatch.setattr('hatenb.encoder.storage.save_file', full_disk)
     with pytest.raises(OSError): encoder.save('a', tmp_path/'a')
     assert not list((tmp_path/'a').iterdir())
 
