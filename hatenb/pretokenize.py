@@ -124,7 +124,7 @@ def windows(
     starts = [*range(first, last-room, step), last-room]
     return [tuple(h+x[s:s+room]+t for h,x,t in zip(head, (ids,token_word), tail)) for s in starts]
 
-# %% ../nbs/01_pretokenize.ipynb #fbbd31ea
+# %% ../nbs/01_pretokenize.ipynb #a13b5663
 def _lexicon_rows(path):
     try:
         with open(path, encoding='utf-8', newline='') as f: return list(csv.DictReader(f))
@@ -141,7 +141,8 @@ def read_lexicon(
     if not rows or 'term' not in rows[0]:
         raise HatenbError('the lexicon has no column `term`, or no row', path, 'Begin with a line `term,category`.')
     for i,r in enumerate(rows):
-        if not (r['term'] or '').split(): raise HatenbError('the term is empty', f'{path}, line {i+2}', 'Mend or remove the line.')
+        if (r['term'] or '').split(): continue
+        raise HatenbError('the term is empty', f'{path}, line {i+2}', 'Mend or remove the line.')
     categories = sorted({r.get('category') or '' for r in rows})
     return {tuple(r['term'].lower().split()): categories.index(r.get('category') or '') for r in rows}, categories
 
