@@ -77,8 +77,18 @@ def peft_factors(encoder:Encoder, name:str) -> dict[str,tuple[Tensor,Tensor,floa
         if l.lora_bias.get(name): raise _no_update('LoRA with a bias', name)
     return {k: (l.lora_B[name].weight, l.lora_A[name].weight, l.scaling[name]) for k,l in layers.items()}
 
-# %% ../../nbs/encoder/02_adapters.ipynb #fd18a16e
-@adapter_methods.register('lora', backend='adapters', label='LoRA', merges='updates', fuses=True, factors=lora_factors)
+# %% ../../nbs/encoder/02_adapters.ipynb #ee3eebbf
+def _attention(config:dict) -> str:
+    "Which of query, key, value a configuration of `adapters` says"
+    return ''.join(config['attn_matrices']) if config['selfattn_lora'] else ''
+
+# %% ../../nbs/encoder/02_adapters.ipynb #296b72e4
+def _lora_options(c):
+    return dict(r=c['r'], alpha=c['alpha'], dropout=c['dropout'], attention=_attention(c), dora=c['use_dora'],
+                intermediate=c['intermediate_lora'], output=c['output_lora'])
+
+@adapter_methods.register('lora', backend='adapters', label='LoRA', merges='updates', fuses=True,
+                          factors=lora_factors, reads=_lora_options)
 def _lora(encoder:Encoder,
     r:int=16,               # rank
     alpha:float=32,         # the update is scaled by alpha/r
@@ -95,8 +105,13 @@ def _lora(encoder:Encoder,
                                selfattn_lora=bool(attention), attn_matrices=list(attention),
                                intermediate_lora=intermediate, output_lora=output)
 
-# %% ../../nbs/encoder/02_adapters.ipynb #b7a8d0bf
-@adapter_methods.register('peft_lora', backend='peft', label='LoRA (peft)', merges='updates', factors=peft_factors)
+# %% ../../nbs/encoder/02_adapters.ipynb #6621dc8c
+def _peft_lora_options(c):
+    return dict(r=c['r'], alpha=c['lora_alpha'], dropout=c['lora_dropout'], target=c['target_modules'],
+                rslora=c['use_rslora'], dora=c['use_dora'])
+
+@adapter_methods.register('peft_lora', backend='peft', label='LoRA (peft)', merges='updates', factors=peft_factors,
+                          reads=_peft_lora_options)
 def _peft_lora(encoder:Encoder,
     r:int=16,            # rank
     alpha:float=32,      # the update is scaled by alpha/r
@@ -107,8 +122,11 @@ def _peft_lora(encoder:Encoder,
     return peft.LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target, use_rslora=rslora,
                            use_dora=dora)
 
-# %% ../../nbs/encoder/02_adapters.ipynb #df0da44c
-@adapter_methods.register('ia3', backend='adapters', label='(IA)³')
+# %% ../../nbs/encoder/02_adapters.ipynb #af921614
+def _ia3_options(c):
+    return dict(attention=_attention(c), intermediate=c['intermediate_lora'], output=c['output_lora'])
+
+@adapter_methods.register('ia3', backend='adapters', label='(IA)³', reads=_ia3_options)
 def _ia3(encoder:Encoder,
     attention:str='kv',     # which of query, key, value
     intermediate:bool=True, # the feed-forward block's first layer
@@ -116,7 +134,10 @@ def _ia3(encoder:Encoder,
     return adapters.IA3Config(selfattn_lora=bool(attention), attn_matrices=list(attention),
                               intermediate_lora=intermediate, output_lora=output)
 
-@adapter_methods.register('vera', backend='adapters', label='VeRA')
+def _vera_options(c):
+    return dict(r=c['r'], d=c['vera_d'], b=c['vera_b'], dropout=c['dropout'], attention=_attention(c))
+
+@adapter_methods.register('vera', backend='adapters', label='VeRA', reads=_vera_options)
 def _vera(encoder:Encoder,
     r:int=8,              # rank of the shared random matrices
     d:float=.1,           # what the inner scaling begins with
@@ -201,7 +222,7 @@ def _compacter_plus(encoder:Encoder,
     phm_dim:int=4):            # summands of Kronecker products
     return _compacter_config(adapters.CompacterPlusPlusConfig, encoder, reduction_factor, phm_dim)
 
-# %% ../../nbs/encoder/02_adapters.ipynb #ceda8359
+# %% ../../nbs/encoder/02_adapters.ipynb #8c5ed1e2
 @adapter_methods.register('prefix', backend='adapters', label='prefix')
 def _prefix(encoder:Encoder,
     prefix_length:int=30,    # keys and values a layer
@@ -211,7 +232,12 @@ def _prefix(encoder:Encoder,
     return adapters.PrefixTuningConfig(prefix_length=prefix_length, bottleneck_size=bottleneck_size, flat=flat,
                                        dropout=dropout)
 
-@adapter_methods.register('unipelt', backend='adapters', label='UniPELT')
+def _unipelt_options(c):
+    prefix,bottleneck,lora = c['configs']
+    return dict(prefix_length=prefix['prefix_length'], reduction_factor=bottleneck['reduction_factor'], r=lora['r'],
+                alpha=lora['alpha'])
+
+@adapter_methods.register('unipelt', backend='adapters', label='UniPELT', reads=_unipelt_options)
 def _unipelt(encoder:Encoder,
     prefix_length:int=10,      # keys and values a layer
     reduction_factor:float=16, # of the bottleneck
@@ -220,7 +246,12 @@ def _unipelt(encoder:Encoder,
     return adapters.UniPELTConfig(adapters.PrefixTuningConfig(prefix_length=prefix_length),
         adapters.SeqBnConfig(reduction_factor=reduction_factor), adapters.LoRAConfig(r=r, alpha=alpha))
 
-@adapter_methods.register('mam', backend='adapters', label='Mix-and-Match')
+def _mam_options(c):
+    prefix,bottleneck = c['configs']
+    return dict(prefix_length=prefix['prefix_length'], bottleneck_size=prefix['bottleneck_size'],
+                reduction_factor=bottleneck['reduction_factor'])
+
+@adapter_methods.register('mam', backend='adapters', label='Mix-and-Match', reads=_mam_options)
 def _mam(encoder:Encoder,
     prefix_length:int=30,       # keys and values a layer
     bottleneck_size:int=800,    # of the network that makes them
@@ -228,10 +259,17 @@ def _mam(encoder:Encoder,
     prefix = adapters.PrefixTuningConfig(prefix_length=prefix_length, bottleneck_size=bottleneck_size)
     return adapters.MAMConfig(prefix, adapters.ParBnConfig(reduction_factor=reduction_factor))
 
-# %% ../../nbs/encoder/02_adapters.ipynb #ee1233fb
+# %% ../../nbs/encoder/02_adapters.ipynb #a9bd0357
 _refts = dict(loreft=adapters.LoReftConfig, noreft=adapters.NoReftConfig, direft=adapters.DiReftConfig)
 
-@adapter_methods.register('reft', backend='adapters', label='ReFT')
+def _reft_options(c):
+    if not c['orthogonality']:
+        raise HatenbError('the library does not save whether this is NoReFT or DiReFT', 'adapter, reft',
+                          'Train it here, or save LoReFT.')
+    names = 'r', 'prefix_positions', 'suffix_positions', 'dropout'
+    return dict({k: c[k] for k in names}, kind='loreft', tied=c['tied_weights'])
+
+@adapter_methods.register('reft', backend='adapters', label='ReFT', reads=_reft_options)
 def _reft(encoder:Encoder,
     kind:str='loreft',        # loreft, noreft, direft
     r:int=1,                  # rank
@@ -243,6 +281,15 @@ def _reft(encoder:Encoder,
         raise HatenbError(f'there is no kind of ReFT {kind!r}', 'reft, option kind', f'Known: {", ".join(_refts)}.')
     return _refts[kind](r=r, prefix_positions=prefix_positions, suffix_positions=suffix_positions, tied_weights=tied,
                         dropout=dropout)
+
+# %% ../../nbs/encoder/02_adapters.ipynb #9238794c
+@adapter_methods.register('library', backend='adapters', label="another of adapters'")
+def _library(encoder:Encoder,
+    config:dict|None=None):  # as `to_dict` of a configuration of the library gives it
+    config = adapters.AdapterConfig.load(dict(config or {}))
+    if config is None or config.architecture in ('prompt_tuning', 'reft'):
+        raise HatenbError('this configuration cannot be used', 'library, option config', 'Use another method.')
+    return config
 
 # %% ../../nbs/encoder/02_adapters.ipynb #2b30167b
 @adapter_methods.register('full', label='full fine-tuning', whole=True)
@@ -376,9 +423,17 @@ def _add_config(self:Encoder, name:str, backend:str, config, options:dict):
     for m in self.model.modules():
         if isinstance(m, Adapter) and m.name == name: m.DropPath = StochasticDepth(options['stochastic_depth'])
 
-# %% ../../nbs/encoder/02_adapters.ipynb #aa0aea26
+# %% ../../nbs/encoder/02_adapters.ipynb #748bab64
 _library_errors = (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, AttributeError, ImportError,
                    KeyError)
+
+@patch
+def _make_config(self:Encoder, method:str, options:dict):
+    "The library's configuration (or a `Composite`) for an adapter of a method. Raises `HatenbError` for wrong options"
+    try: return adapter_methods[method](self, **{k: v for k,v in options.items() if k != 'layers'})
+    except HatenbError: raise
+    except _library_errors as e:
+        raise HatenbError(f'the options of {method} cannot be: {e}', 'adapter', 'Change the options.') from e
 
 @patch
 def add(self:Encoder,
@@ -389,7 +444,7 @@ def add(self:Encoder,
     options,backend = method_options(method, **options),adapter_methods[method].backend
     self._check_add(name, method)
     learning = {id(p) for p in self.model.parameters() if p.requires_grad}
-    config = adapter_methods[method](self, **{k: v for k,v in options.items() if k != 'layers'})
+    config = self._make_config(method, options)
     self.methods[name] = dict(method=method, options=options)
     if backend:
         try: self._add_config(name, backend, config, options)
@@ -411,8 +466,9 @@ def _own_tensors(self:Encoder, name:str):
         if not v.requires_grad: self._fixed.add(k)
         v.data = v.data.to(self.device, torch.float32)
 
-# %% ../../nbs/encoder/02_adapters.ipynb #c9945125
-_shelves = 'adapters|loras|refts|prefix_tunings|prefix_gates|shared_parameters|adapter_fusion_layer|fusions'
+# %% ../../nbs/encoder/02_adapters.ipynb #1f56534b
+_shelves = ('adapters|invertible_adapters|loras|refts|prefix_tunings|prefix_gates|shared_parameters|'
+            'adapter_fusion_layer|fusions')
 _places = rf'(?:^|\.)(?:{_shelves})'  # where adapters are kept by name (the last: by us)
 
 @patch
