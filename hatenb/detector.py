@@ -37,7 +37,7 @@ from .heads import questions
 from .merging import lora_updates
 from .reports import tables as report_tables
 from .studies import RunConfig, load_run, read_record, source_folders
-from .training import Model, fill
+from .training import Model, merge_columns as fill
 
 # %% ../nbs/11_detector.ipynb #c1c257d8
 @dataclass(frozen=True)
