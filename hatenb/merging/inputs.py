@@ -24,40 +24,6 @@ from ..encoder import Encoder
 from .rules import merge_needs, merge_rules, shares
 from .updates import Update, concatenate
 
-# %% ../../nbs/merging/05_inputs.ipynb #5c19980f
-from adapters.methods.lora import LoRALinear
-from fastcore.basics import patch
-from ..encoder import adapter_methods
-from peft.tuners.lora import LoraLayer
-from torch import nn
-
-# %% ../../nbs/merging/05_inputs.ipynb #0b2a9fe7
-_bottlenecks = 'seq_bn','double_seq_bn','par_bn','adapterplus'
-for _k,_f in adapter_methods.items():
-    _f.label = _k
-    _f.merges = 'updates' if _k in ('lora','peft_lora') else 'weights' if _k in _bottlenecks else ''
-    _f.stacks = _k in _bottlenecks
-    _f.fuses = _k == 'lora' or _k in _bottlenecks
-
-def _no_update(what, name): return HatenbError(f'{what} has no ΔW of low rank', f'adapter {name}', 'Merge plain LoRA.')
-
-@patch
-def factors(self:Encoder, name):
-    self._check_names([name])
-    m = self.methods[name]
-    if adapter_methods[m['method']].merges != 'updates': raise _no_update(m['method'], name)
-    if m['options'].get('dora'): raise _no_update('LoRA with learned magnitudes (DoRA)', name)
-    if m['method'] == 'peft_lora':
-        layers = {k: l for k,l in self.model.named_modules()
-                  if isinstance(l, LoraLayer) and (name in l.lora_A or name in l.lora_embedding_A)}
-        if any(name not in l.lora_A or not isinstance(l.lora_A[name], nn.Linear) for l in layers.values()):
-            raise _no_update('LoRA on what is not a linear layer', name)
-        return {k: (l.lora_B[name].weight, l.lora_A[name].weight, l.scaling[name]) for k,l in layers.items()}
-    layers = {k: l for k,l in self.model.named_modules() if name in getattr(l, 'loras', ())}
-    if any(not isinstance(l, LoRALinear) for l in layers.values()):
-        raise _no_update('LoRA where query, key and value are one product (use peft)', name)
-    return {k: (l.loras[name].lora_B, l.loras[name].lora_A, l.loras[name].scaling) for k,l in layers.items()}
-
 # %% ../../nbs/merging/05_inputs.ipynb #fd4dcd6b
 def sample_batches(
     posts:dict[str,Posts], # corpus → its posts
