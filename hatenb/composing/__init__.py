@@ -2,5 +2,5 @@
 # ruff: noqa: F401
 from .mtl_lora import FullMatrix, MixedLoRA, MultiTaskLoRA
 from .fusion import BottleneckFusion, LayerFusion, LoRAFusion, attention_figure, fusion_attention
-from .strategies import (Branch, Fused, Merge, Parallel, RoutedModel, Shared, SharedLoRA, Stacked, Strategy,
+from .strategies import (Branch, Fused, Merge, Parallel, Shared, SharedLoRA, Stacked, Strategy,
                          adapter_name, make_strategy, strategies, strategy_model)

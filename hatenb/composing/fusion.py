@@ -13,12 +13,12 @@ from adapters.composition import Fuse
 from adapters.methods.modeling import BertFusion
 from torch import Tensor, nn
 
-# %% ../../nbs/composing/02_fusion.ipynb #663e42f3
+# %% ../../nbs/composing/02_fusion.ipynb #8d811c0e
 from ..batches import Posts, collate, sorted_batches
 from ..core import HatenbError
 from ..encoder import Composite, Encoder, adapter_methods
 from ..merging.measures import short_layer
-from ..training import Model
+from ..model import Model
 
 # %% ../../nbs/composing/02_fusion.ipynb #e709966b
 def _leaving_identity(matrices):

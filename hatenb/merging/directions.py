@@ -128,9 +128,9 @@ def iso_c(updates, coefficients,
     flat = s.mean().expand(len(s)) if len(s) else s
     return from_svd(u, flat, vt)*scale
 
-# %% ../../nbs/merging/04_directions.ipynb #0f08eb96
+# %% ../../nbs/merging/04_directions.ipynb #6f9155b0
 @merge_rules.register('iso_cts', 'Iso-CTS', needs=('rank',), formula='λ mean(S) orth[U₁ … U] orth[V₁ … V]ᵀ',
-                      source='Marczak et al., 2025, arXiv 2502.04959, section 4.2')
+                      source='Marczak et al., 2025, arXiv 2502.04959')
 def iso_cts(updates, coefficients,
     scale:float=1.,   # λ, of the result
     common:float=.8,  # share of the directions that stay with the sum

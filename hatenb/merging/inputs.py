@@ -104,7 +104,7 @@ def input_grams(
         raise HatenbError('the encoder does not pass through the layer', missed[0], 'Leave the layer out.')
     return {k: (seen.grams[seen.owner[k]]/n).cpu() for k in layers}
 
-# %% ../../nbs/merging/05_inputs.ipynb #ae6e7c3f
+# %% ../../nbs/merging/05_inputs.ipynb #187ee9d7
 def _shrunk(gram, alpha):
     "float64, the entries off the diagonal made smaller"
     g = gram.double()
@@ -116,7 +116,7 @@ def regress(
     grams:list[Tensor], # [n, n], one a source
     alpha:float,        # factor of the entries off the diagonal
 ) -> Update:
-    "The update that answers each source's inputs as that source does, by least squares (RegMean, equation 2)"
+    "The update that answers each source's inputs as that source does, by least squares (RegMean)"
     if not 0 <= alpha <= 1: raise HatenbError(f'alpha is {alpha}', 'rule options, alpha', 'Take a share from 0 to 1.')
     weighted = [c*_shrunk(g, alpha) for c,g in zip(shares(coefficients), grams)]
     total = sum(weighted)
@@ -125,20 +125,20 @@ def regress(
     right = torch.cat([u.A.double() @ g for u,g in zip(updates, weighted)])
     return Update(torch.cat([u.B for u in updates], 1), torch.linalg.solve(total, right.T).T.float())
 
-# %% ../../nbs/merging/05_inputs.ipynb #9207e26c
+# %% ../../nbs/merging/05_inputs.ipynb #f82244c6
 @merge_rules.register('regmean', 'RegMean', needs=('grams',), cost='posts',
                       formula='Σ cᵢ ΔWᵢ Gᵢ (Σ cᵢ Gᵢ)⁻¹, Gᵢ = E[x xᵀ]',
-                      source='Jin et al., 2023, arXiv 2212.09849, equation 2')
+                      source='Jin et al., 2023, arXiv 2212.09849')
 def regmean(updates, coefficients,
     alpha:float=.9, # factor of the Gram matrices' entries off the diagonal
     *, grams:list[Tensor]):
     "Each source's answers to its own inputs, by least squares"
     return regress(updates, coefficients, grams, alpha)
 
-# %% ../../nbs/merging/05_inputs.ipynb #9f77da07
+# %% ../../nbs/merging/05_inputs.ipynb #87b59dd0
 @merge_rules.register('regmean_pp', 'RegMean++', needs=('merged_grams',), cost='posts',
                       formula='as RegMean, x behind the merged lower blocks',
-                      source='Nguyen et al., 2025, arXiv 2508.03121, section 3')
+                      source='Nguyen et al., 2025, arXiv 2508.03121')
 def regmean_pp(updates, coefficients,
     alpha:float=.9, # factor of the Gram matrices' entries off the diagonal
     *, merged_grams:list[Tensor]):
@@ -174,12 +174,12 @@ def collect_merged_grams(encoder, sources, batches, merge):
         lower |= merge(here, {'merged_grams': out})
     return out
 
-# %% ../../nbs/merging/05_inputs.ipynb #6dc35270
+# %% ../../nbs/merging/05_inputs.ipynb #2c348502
 def null_space_ratio(
     x:Tensor, # [..., n] inputs
     A:Tensor, # [r, n]
 ) -> Tensor: # [...], from 0 (A sees all of it) to 1 (nothing)
-    "The share of each input that lies in the null space of A (NSC, equations 4 and 8)"
+    "The share of each input that lies in the null space of A (NSC)"
     q = torch.linalg.qr(A.T)[0]                                         # an orthonormal basis of what A sees
     seen = (x @ q).square().sum(-1)/x.square().sum(-1).clamp(min=1e-12)
     return (1-seen).clamp(min=1e-12).sqrt()
@@ -206,7 +206,7 @@ def _mixtures(sources, layers, start, share, blocks, device):
     def _start(): return torch.full((len(sources),), start, device=device, requires_grad=True)
     return {k: _Mixture(_updates(k), _start(), _block_of(k) >= first) for k in layers}
 
-# %% ../../nbs/merging/05_inputs.ipynb #06cb74dc
+# %% ../../nbs/merging/05_inputs.ipynb #cb14b12b
 @collectors.register('learned')
 def null_space_coefficients(encoder, sources, batches, merge=None,
     steps:int=100,  # of AdamW
@@ -214,7 +214,7 @@ def null_space_coefficients(encoder, sources, batches, merge=None,
     start:float=.4, # all coefficients at first
     share:float=.25, # of the blocks, the last ones, whose layers are looked at
 ) -> dict[str,list[float]]: # layer → a coefficient a source
-    "Coefficients under which each source's A sees most of what it is given, in the merged model (NSC, equation 6)"
+    "Coefficients under which each source's A sees most of what it is given, in the merged model (NSC)"
     layers = list(dict.fromkeys(k for s in sources.values() for k in s))
     blocks = encoder.model.config.num_hidden_layers
     mixtures = _mixtures(list(sources.values()), layers, start, share, blocks, encoder.device)
@@ -230,9 +230,9 @@ def null_space_coefficients(encoder, sources, batches, merge=None,
         optimiser.step()
     return {k: m.coefficients.tolist() for k,m in mixtures.items()}
 
-# %% ../../nbs/merging/05_inputs.ipynb #8ed45bd9
+# %% ../../nbs/merging/05_inputs.ipynb #ac6b2d37
 @merge_rules.register('nsc', 'NSC', needs=('learned',), cost='posts', formula='Σ cᵢ λᵢ ΔWᵢ, λᵢ of each layer learned',
-                      source='Lee et al., 2026, arXiv 2603.26317, equations 4 to 8')
+                      source='Lee et al., 2026, arXiv 2603.26317')
 def nsc(updates, coefficients,
     scale:float=1., # of the result
     *, learned:list[float]):
@@ -275,14 +275,14 @@ def start_shared(
         A.copy_((2*torch.rand(A.shape, generator=g)-1)/A.shape[1]**.5)
     freeze_A(encoder, name)
 
-# %% ../../nbs/merging/05_inputs.ipynb #944bc15f
+# %% ../../nbs/merging/05_inputs.ipynb #a6ea1454
 @torch.no_grad()
 def start_orthogonal(
     encoder:Encoder,
     name:str,                     # a new adapter whose method merges `updates`
     others:list[dict[str,Tensor]], # batches of the other tasks' posts
 ):
-    "Start the matrices A of an adapter where the others' inputs are smallest (OSRM, section 4)"
+    "Start the matrices A of an adapter where the others' inputs are smallest (OSRM)"
     factors = encoder.factors(name)
     grams = input_grams(encoder, {}, others, list(factors))
     for k,(_,A,_) in factors.items():
