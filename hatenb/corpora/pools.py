@@ -178,7 +178,7 @@ def pool_duplicates(name:str) -> dict[str,int]:
     if name not in _dropped: read_pool(name)
     return _dropped[name]
 
-# %% ../../nbs/corpora/29_pools.ipynb #10a729e3
+# %% ../../nbs/corpora/29_pools.ipynb #de2ab66c
 def make_pool(
     name:str,                 # of the pool, e.g. `pool`
     question:str,             # e.g. `toxic`, `target`
@@ -195,7 +195,8 @@ def make_pool(
     if bad := [c for c in part.corpora if not corpora[c].trains]:
         raise HatenbError(f'the corpus {bad[0]} is there to test with', f'pool {name}', 'Leave it out.')
     if pretokenizer and source_question(part.corpora[0], question).kind == 'tokens':
-        raise HatenbError('marks belong to the words that annotators saw', f'pool {name}', 'Leave the pre-tokenizer out.')
+        what = 'marks belong to the words that annotators saw'
+        raise HatenbError(what, f'pool {name}', 'Leave out the pre-tokenizer.')
     _pooled_question(question, part)
     declared_pools[name] = known | {question: part}
     _dropped.pop(name, None)

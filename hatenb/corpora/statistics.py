@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/corpora/statistics.html.md"""
 
 # %% auto #0
 __all__ = ['fleiss_kappa', 'class_agreement', 'mark_agreement', 'question_statistics', 'corpus_statistics', 'overlap',
-           'community_statistics', 'write_statistics', 'frequencies']
+           'community_statistics', 'write_statistics']
 
 # %% ../../nbs/corpora/30_statistics.ipynb #8c882708
 import collections
@@ -100,15 +100,16 @@ def question_statistics(ds:DatasetDict, q:Question) -> dict:
     found = _agreement(ds, q)
     return out | (dict(agreement=found) if found else {})
 
-# %% ../../nbs/corpora/30_statistics.ipynb #dab64647
+# %% ../../nbs/corpora/30_statistics.ipynb #b2fed328
 def corpus_statistics(name:str) -> dict:
     "What it is, posts by split, lengths, and what is counted of each question that the files at hand answer"
     ds,c = load_corpus(name),corpora[name]
     words = _histogram([len(w) for d in ds.values() for w in d['words'][:]], 5)
     questions = {q.name: question_statistics(ds, q) for q in c.questions
                  if q.kind in _counters and all(q.column in d.column_names for d in ds.values())}
+    posts = {s: len(d) for s,d in ds.items()}
     return dict(title=c.title, licence=c.licence, homepage=c.homepage, paper=c.paper, trains=c.trains,
-                checksum=corpus_checksum(name), posts={s: len(d) for s,d in ds.items()}, words=words, questions=questions)
+                checksum=corpus_checksum(name), posts=posts, words=words, questions=questions)
 
 # %% ../../nbs/corpora/30_statistics.ipynb #9d4a455d
 def _keys(name):
@@ -145,12 +146,3 @@ def write_statistics(
     write_json(Path(folder)/'communities.json', community_statistics(statistics))
     write_json(Path(folder)/'overlap.json', overlap(names))
     return names
-
-# %% ../../nbs/corpora/30_statistics.ipynb #83d2684d
-def frequencies(train) -> dict:
-    "Shares of the classes and of the communities, mean and standard deviation of the score: whatever the corpus has"
-    out = {}
-    if 'label' in train.column_names: out['label'] = (np.bincount(np.array(train['label']), minlength=3)/len(train)).tolist()
-    if 'target' in train.column_names: out['target'] = np.mean(train['target'][:], axis=0).tolist()
-    if 'score' in train.column_names: out['score'] = dict(mean=float(np.mean(train['score'])), sd=float(np.std(train['score'])))
-    return out
