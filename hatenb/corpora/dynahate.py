@@ -21,7 +21,7 @@ from .communities import add_communities, community_of, community_outputs, commu
 from .registry import Corpus, Question, RemoteFile, add_corpus, text_question
 from .tables import column_of, meanings, post_features, posts_of, read_table, splits_of, toxic_question
 
-# %% ../../nbs/corpora/16_dynahate.ipynb #3b07a0d1
+# %% ../../nbs/corpora/16_dynahate.ipynb #d30ffbc8
 _shorthand = {
     'African': 'bla blaman african', 'Arab': 'arab',
     'Asian': 'asi asiman asieast asieastchin asichin asisouth asisouthpak asisouthind asisouththai asipak east south '
@@ -30,7 +30,7 @@ _shorthand = {
     'Indigenous': 'indig abo', 'Islam': 'mus', 'Jewish': 'jew', 'Refugee': 'immig ref asy asylum for',
     'Trans': 'trans gendermin', 'Minority': 'ethmin ethnicminority nonwhite mixrace mixedrace mixed', 'Women': 'wom'}
 _women_too = dict(blawom='African', asiwom='Asian', indwom='Asian', mexwom='Hispanic', indigwom='Indigenous',
-                  muswom='Islam')
+                  muswom='Islam', sikhwom='Other')
 _no_target = 'none','nazi','nazis','hitler'       # the last are groups that a post supports
 unknown_target = 'notgiven','notargetrecorded'
 
