@@ -11,13 +11,15 @@ OPTIONS = [dict(), dict(baseline='tfidf'), dict(adapter='frozen'), dict(strategy
 @pytest.mark.parametrize('task', ['hatecheck/toxic', 'hatecheck/target', 'hatecheck/target:1/4', 'ethos/toxic'])
 @pytest.mark.parametrize('options', OPTIONS)
 def test_no_run_learns_from_it(task, options):
-    with pytest.raises(HatenbError, match='no run may learn or choose from it'): RunConfig(('mini/label', task), **options)
+    with pytest.raises(HatenbError, match='no run may learn or choose from it'):
+        RunConfig(('mini/label', task), **options)
 
 
 def test_no_study_and_no_sources_either():
     run = dict(tasks=['hatecheck/toxic'], adapter='seq_bn')
     with pytest.raises(HatenbError, match='no run may learn'): Study.from_dict(dict(name='s', runs=[run]))
-    with pytest.raises(HatenbError, match='no run may learn'): RunConfig(('mini/label',), strategy='stack', sources=[run])
+    with pytest.raises(HatenbError, match='no run may learn'):
+        RunConfig(('mini/label',), strategy='stack', sources=[run])
 
 
 @pytest.mark.parametrize('task', ['davidson/label', 'edos/target', 'hatemoji/rationale', 'mhs/label'])

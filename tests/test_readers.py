@@ -123,7 +123,8 @@ def test_hatemoji_targets_are_the_codes_of_the_file(corpora_folder):
              for x in table(folder, f'HatemojiBuild_{s}.csv')['target']]
     def posts_with(*codes): return sum(any(c in codes for c in cell) for cell in cells)
     n = named('hatemoji/target')
-    assert n['African'] == posts_with('bla', 'african', 'blawom', 'blaman') and n['Islam'] == posts_with('mus', 'muswom')
+    assert n['African'] == posts_with('bla', 'african', 'blawom', 'blaman')
+    assert n['Islam'] == posts_with('mus', 'muswom')
     assert n['Disability'] == posts_with('dis') == 178 and n['Jewish'] == posts_with('jew') == 153
     women = 'wom', 'blawom', 'muswom', 'asiwom', 'indwom', 'indigwom', 'mexwom', 'sikhwom'
     assert n['Women'] == posts_with(*women)
@@ -137,7 +138,8 @@ def test_toxic_spans(corpora_folder):
     assert named('toxic_spans/attribute') == {
         'insult': 9409, 'profane': 614, 'identity attack': 476, 'other': 163, 'threat': 156}
     annotators = collections.Counter(len(p['rationale_votes']) for p in posts)
-    assert annotators == {3: 13200, 7: 2503, 4: 258, 5: 123, 6: 15} and sum(k*n for k, n in annotators.items()) == 59215-357
+    assert annotators == {3: 13200, 7: 2503, 4: 258, 5: 123, 6: 15}
+    assert sum(k*n for k, n in annotators.items()) == 59215-357
     assert no_words_on_two_sides('toxic_spans')
 
 
@@ -213,7 +215,8 @@ def founta(folder, rows, name='hatespeech_text_label_vote_RESTRICTED_100K.csv'):
 
 def hateval(folder, row, header='id,text,HS,TR,AG\n'):
     splits = enumerate(('train', 'dev', 'test'))
-    return read('hateval', folder, **{f'hateval2019_en_{s}__csv': header + row.replace('ID', str(i)) for i, s in splits})
+    files = {f'hateval2019_en_{s}__csv': header + row.replace('ID', str(i)) for i, s in splits}
+    return read('hateval', folder, **files)
 
 
 def hatecheck(folder, row):
@@ -222,7 +225,8 @@ def hatecheck(folder, row):
 
 
 def ethos(folder, binary, labels='a b;.2;0;1;0;0;0;0;.6\n'):
-    header = 'comment;violence;directed_vs_generalized;gender;race;national_origin;disability;religion;sexual_orientation\n'
+    header = ('comment;violence;directed_vs_generalized;gender;race;national_origin;disability;religion;'
+              'sexual_orientation\n')
     return read('ethos', folder, Ethos_Dataset_Binary__csv='comment;isHate\n' + binary,
                 Ethos_Dataset_Multi_Label__csv=header + labels)
 
@@ -331,7 +335,8 @@ def test_ethos_matches_comments_by_their_words(tmp_path):
 def test_dynahate_of_the_publisher(tmp_path):
     rows = ('acl1,a b,hate,derogation,"bla, gay.man",original,train\nacl2,c,hate,support,nazis,original,dev\n'
             'acl3,d,hate,notgiven,notgiven,original,test\nacl4,e,nothate,none,none,perturbation,test\n'
-            'acl5,f,hate,animosity,NoTargetRecorded,original,test\nacl6,g,hate,animosity,"muswom, trav",original,train\n')
+            'acl5,f,hate,animosity,NoTargetRecorded,original,test\n'
+            'acl6,g,hate,animosity,"muswom, trav",original,train\n')
     posts = {p['id']: p for p in every(dynahate(tmp_path, rows))}
     outputs = corpora['dynahate'].question('target').outputs
     def target(i): return [o for o, y in zip(outputs, posts[i]['target']) if y]
@@ -344,7 +349,8 @@ def test_dynahate_of_the_publisher(tmp_path):
 
 def test_toxic_spans_types_that_are_cut_off_or_missing(tmp_path):
     post = every(toxic_spans(tmp_path, '0,Insu,4,9\n1,Insult,5,6\n1,,0,3\n'))[0]
-    assert post['attribute'] == [1, 0, 0, 0, 0] and post['rationale_any'] == [1, 1] and post['rationale_majority'] == [0, 1]
+    assert post['attribute'] == [1, 0, 0, 0, 0] and post['rationale_any'] == [1, 1]
+    assert post['rationale_majority'] == [0, 1]
 
 
 def test_implicit_hate_joins_stages_by_words_and_names_all_communities(tmp_path):
@@ -403,7 +409,8 @@ BAD = {
     'Founta, two columns': (founta, 'a\tnormal\n', '2 columns', '100K.csv'),
     'HateCheck, label': (hatecheck, '0,slur_h,1,you,Hateful,women\n', "'Hateful' is none of hateful, non-hateful",
                          'test_suite_cases.csv, line 2'),
-    'HateCheck, cut off': (hatecheck, '0,slur_h,1,you,hateful\n', '5 cells instead of 6', 'test_suite_cases.csv, line 2'),
+    'HateCheck, cut off': (hatecheck, '0,slur_h,1,you,hateful\n', '5 cells instead of 6',
+                           'test_suite_cases.csv, line 2'),
     'ETHOS, share': (ethos, 'a b;1\nc;1.5\n', "'1.5' is no share", 'Binary.csv, line 3'),
     'ETHOS, not a number': (ethos, 'a b;1\nc;yes\n', "'yes' is no share", 'Binary.csv, line 3'),
     'ETHOS, unknown comment': (ethos, 'c;1\n', 'not in Ethos_Dataset_Binary.csv', 'Multi_Label.csv, line 2'),

@@ -46,10 +46,10 @@ def read_davidson(
                      class_dist=[[v.count(i)/len(v) for i in range(3)] for v in votes])
     return split_by_text(posts.assign(**{'class': kind.map(_classes.index)}), davidson_features)
 
-# %% ../../nbs/corpora/12_davidson.ipynb #6a8f880d
-add_corpus(Corpus('davidson', 'Davidson et al.', 'davidson', (
+# %% ../../nbs/corpora/12_davidson.ipynb #021a48bf
+_ = add_corpus(Corpus('davidson', 'Davidson et al.', 'davidson', (
     github_file('t-davidson/hate-speech-and-offensive-language', 'cb50f7e9eb855a99abc51423bf40df0e26d6fe30',
                 'data/labeled_data.csv', '4f51a1ce6526ff5059da4f85cf4ea413db2c6a8b'),),
     read_davidson, 'MIT', 'https://github.com/t-davidson/hate-speech-and-offensive-language', 'arXiv 1703.04009',
     questions=(Question('class', 'multiclass', _classes, votes='class_dist', details=dict(negative='neither')),
-               *toxicity_questions)));
+               *toxicity_questions)))

@@ -91,9 +91,9 @@ def read_dynahate(
     features = Features({k: v for k,v in dynahate_features.items() if k in posts})
     return splits_of(features, **{s: posts[side == s] for s in _sides.values()})
 
-# %% ../../nbs/corpora/16_dynahate.ipynb #fefb5319
-add_corpus(Corpus('dynahate', 'Dynamically Generated Hate', 'dynahate', (_file,), read_dynahate,
+# %% ../../nbs/corpora/16_dynahate.ipynb #413e95cd
+_ = add_corpus(Corpus('dynahate', 'Dynamically Generated Hate', 'dynahate', (_file,), read_dynahate,
     'none stated: to be cited, posts are not passed on',
     'https://github.com/bvidgen/Dynamically-Generated-Hate-Speech-Dataset', 'arXiv 2012.15761', questions=(
         toxic_question, Question('type', 'multiclass', hate_types, asked='typed'),
-        Question('target', 'multilabel', community_outputs('dynahate'), asked='targeted'), text_question)));
+        Question('target', 'multilabel', community_outputs('dynahate'), asked='targeted'), text_question)))

@@ -35,9 +35,9 @@ def read_edos(
     side = meanings(side, _sides, file)
     return splits_of(edos_features, **{s: posts[side == s] for s in _sides.values()})
 
-# %% ../../nbs/corpora/20_edos.ipynb #453d81a8
-add_corpus(Corpus('edos', 'EDOS', 'edos', (RemoteFile('edos_labelled_aggregated.csv'),), read_edos, 'CC0-1.0',
+# %% ../../nbs/corpora/20_edos.ipynb #e113813a
+_ = add_corpus(Corpus('edos', 'EDOS', 'edos', (RemoteFile('edos_labelled_aggregated.csv'),), read_edos, 'CC0-1.0',
     'https://github.com/rewire-online/edos', 'arXiv 2303.04222', questions=(
         Question('sexist', 'multiclass', ('not sexist','sexist'), details=dict(negative='not sexist')),
         Question('category', 'multiclass', ('threats','derogation','animosity','prejudiced discussions'),
-                 asked='sexist'), text_question)));
+                 asked='sexist'), text_question)))

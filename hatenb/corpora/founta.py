@@ -49,7 +49,7 @@ def read_founta(
     toxic = (kind != 'normal').astype(int)
     return split_by_text(posts_of(file, ids, t['text'].map(html.unescape), toxic=toxic, kind=kind, community=''))
 
-# %% ../../nbs/corpora/14_founta.ipynb #2876765b
-add_corpus(Corpus('founta', 'Founta et al.', 'founta', (_file,),
+# %% ../../nbs/corpora/14_founta.ipynb #23db5603
+_ = add_corpus(Corpus('founta', 'Founta et al.', 'founta', (_file,),
     read_founta, 'for research', 'https://zenodo.org/record/3706866', 'arXiv 1802.00393', version=2,
-    questions=toxicity_questions));
+    questions=toxicity_questions))

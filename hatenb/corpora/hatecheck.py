@@ -45,10 +45,10 @@ def read_hatecheck(
     posts = posts_of(file, ids, texts, toxic=toxic, kind=kind, community=community, **_targets(community, toxic))
     return splits_of(hatecheck_features, test=posts)
 
-# %% ../../nbs/corpora/10_hatecheck.ipynb #ba41b8d1
-add_corpus(Corpus('hatecheck', 'HateCheck', 'hatecheck', (
+# %% ../../nbs/corpora/10_hatecheck.ipynb #94dca864
+_ = add_corpus(Corpus('hatecheck', 'HateCheck', 'hatecheck', (
     github_file('paul-rottger/hatecheck-data', 'd84302298ceeb34f4b0dde2d8a1f4932c2caa612',
                 'test_suite_cases.csv', 'eb3fa2522dd52d448428269ef40d8ed3e0bf5892'),),
     read_hatecheck, 'CC-BY-4.0', 'https://github.com/paul-rottger/hatecheck-data', 'arXiv 2012.15606',
     questions=(toxic_question, Question('target', 'multilabel', community_outputs('hatecheck', other=False),
-                                        asked='targeted')), trains=False));
+                                        asked='targeted')), trains=False))

@@ -41,8 +41,8 @@ def read_hatemoji(
     "Read the posts with their official splits. Raises `HatenbError` for a row that is off"
     return splits_of(hatemoji_features, **{s: _read_split(f.path(folder)) for s,f in _files.items()})
 
-# %% ../../nbs/corpora/17_hatemoji.ipynb #d5140dc9
-add_corpus(Corpus('hatemoji', 'HatemojiBuild', 'hatemoji', tuple(_files.values()), read_hatemoji, 'CC-BY-4.0',
+# %% ../../nbs/corpora/17_hatemoji.ipynb #07ec6ce5
+_ = add_corpus(Corpus('hatemoji', 'HatemojiBuild', 'hatemoji', tuple(_files.values()), read_hatemoji, 'CC-BY-4.0',
     'https://github.com/HannahKirk/Hatemoji', 'arXiv 2108.05921', questions=(
         toxic_question, Question('type', 'multiclass', emoji_types, asked='typed'),
-        Question('target', 'multilabel', community_outputs('hatemoji'), asked='targeted'), text_question)));
+        Question('target', 'multilabel', community_outputs('hatemoji'), asked='targeted'), text_question)))

@@ -59,8 +59,8 @@ def read_hateval(
     _check_disjoint(posts, files)
     return splits_of(toxicity_features, **posts)
 
-# %% ../../nbs/corpora/13_hateval.ipynb #1e38e99b
-add_corpus(Corpus('hateval', 'HatEval, English', 'hateval',
+# %% ../../nbs/corpora/13_hateval.ipynb #b488e5b1
+_ = add_corpus(Corpus('hateval', 'HatEval, English', 'hateval',
     tuple(RemoteFile(f'hateval2019_en_{s}.csv') for s in _published_splits.values()),
     read_hateval, 'for research', 'http://hatespeech.di.unito.it/hateval.html', 'SemEval-2019 task 5',
-    questions=toxicity_questions));
+    questions=toxicity_questions))

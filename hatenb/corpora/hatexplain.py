@@ -201,12 +201,12 @@ hatexplain_questions = (
              details=dict(marks=('rationale_any','rationale_majority','rationale_mean'))),
     text_question)
 
-# %% ../../nbs/corpora/03_hatexplain.ipynb #c544ff99
+# %% ../../nbs/corpora/03_hatexplain.ipynb #43696808
 _data = ('https://raw.githubusercontent.com/hate-alert/HateXplain/01d742279dac941981f53806154481c0e15ee686/Data/')
-add_corpus(Corpus('hatexplain', 'HateXplain', 'hatexplain', (
+_ = add_corpus(Corpus('hatexplain', 'HateXplain', 'hatexplain', (
     RemoteFile('dataset.json', _data+'dataset.json',
                'sha256:63bb3340fee0ec469b09690d04cb68f7c187787dd8b83807f071892c084967fb', 12256170),
     RemoteFile('post_id_divisions.json', _data+'post_id_divisions.json',
                'sha256:c2fb0d89862e7897b11ea3e9380753f15a793482b4b70ad0532dfb1212212835', 591921)),
     read_hatexplain, 'MIT', 'https://github.com/hate-alert/HateXplain', 'arXiv 2012.10289',
-    questions=hatexplain_questions, pretokenizer='hatexplain', usual=True));
+    questions=hatexplain_questions, pretokenizer='hatexplain', usual=True))

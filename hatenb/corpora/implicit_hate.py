@@ -96,10 +96,10 @@ def read_implicit_hate(
                      categorised=[int(c >= 0) for c in kind], statements=[implied.get(k, []) for k in keys])
     return split_by_text(posts.assign(**{'class': answer}), implicit_features)
 
-# %% ../../nbs/corpora/19_implicit_hate.ipynb #39a76b0b
-add_corpus(Corpus('implicit_hate', 'Implicit Hate', 'implicit_hate',
+# %% ../../nbs/corpora/19_implicit_hate.ipynb #c28bdb9c
+_ = add_corpus(Corpus('implicit_hate', 'Implicit Hate', 'implicit_hate',
     tuple(RemoteFile(f'implicit_hate_v1_stg{i}_posts.tsv') for i in (1,2,3)), read_implicit_hate, 'MIT',
     'https://github.com/SALT-NLP/implicit-hate', 'arXiv 2109.05322', questions=(
         Question('class', 'multiclass', ('not hate','implicit','explicit'), details=dict(negative='not hate')),
         Question('category', 'multiclass', _categories, asked='categorised'),
-        Question('target', 'multilabel', community_outputs('implicit_hate'), asked='targeted'), text_question)));
+        Question('target', 'multilabel', community_outputs('implicit_hate'), asked='targeted'), text_question)))

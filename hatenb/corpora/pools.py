@@ -12,8 +12,8 @@ __all__ = ['declared_pools', 'source_question', 'normalised', 'without_duplicate
 import collections, itertools, re, warnings
 from dataclasses import asdict, dataclass
 
-# %% ../../nbs/corpora/29_pools.ipynb #d66c1adf
-from datasets import Dataset, DatasetDict, Features, List, Value
+# %% ../../nbs/corpora/29_pools.ipynb #db0d5aed
+from datasets import DatasetDict, Features, List, Value
 
 # %% ../../nbs/corpora/29_pools.ipynb #462fe9b5
 from ..core import HatenbError, digest

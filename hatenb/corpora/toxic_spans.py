@@ -11,12 +11,10 @@ __all__ = ['attributes', 'toxic_spans_features', 'marked_columns', 'read_toxic_s
 import collections
 from pathlib import Path
 
-# %% ../../nbs/corpora/18_toxic_spans.ipynb #25f9e9f8
-import pandas as pd
+# %% ../../nbs/corpora/18_toxic_spans.ipynb #4b818240
 from datasets import DatasetDict, Features, List, Value
 
-# %% ../../nbs/corpora/18_toxic_spans.ipynb #f96ece62
-from ..core import HatenbError
+# %% ../../nbs/corpora/18_toxic_spans.ipynb #d24abe5b
 from ..pretokenize import plain_words
 from .hatexplain import mark_counts
 from .registry import Corpus, Question, RemoteFile, add_corpus, text_question
@@ -108,10 +106,10 @@ def read_toxic_spans(
             rows[sides.get(_words_of(text), 'train')].append(dict(id=i, **marked_columns(text, annotators[i])))
     return DatasetDict({s: dataset_of(r, toxic_spans_features) for s,r in rows.items()})
 
-# %% ../../nbs/corpora/18_toxic_spans.ipynb #23ce4069
+# %% ../../nbs/corpora/18_toxic_spans.ipynb #410df72d
 _names = 'comments.csv','annotations.csv','spans.csv',*_semeval.values()
-add_corpus(Corpus('toxic_spans', 'Toxic Spans', 'toxic_spans', tuple(map(RemoteFile, _names)), read_toxic_spans,
+_ = add_corpus(Corpus('toxic_spans', 'Toxic Spans', 'toxic_spans', tuple(map(RemoteFile, _names)), read_toxic_spans,
     'CC0-1.0', 'https://github.com/ipavlopoulos/toxic_spans', 'doi 10.18653/v1/2022.acl-long.259', questions=(
         Question('rationale', 'tokens', column='rationale_any', votes='rationale_mean', asked='marked',
                  details=dict(marks=('rationale_any','rationale_majority','rationale_mean'))),
-        Question('attribute', 'multilabel', attributes, votes='attribute_dist'), text_question)));
+        Question('attribute', 'multilabel', attributes, votes='attribute_dist'), text_question)))

@@ -37,7 +37,7 @@ def read_tweeteval(
     "Read the tweets with their official splits. Raises `HatenbError` for a line that is off"
     return splits_of(toxicity_features, **{s: _read_split(folder, n) for s,n in _published_splits.items()})
 
-# %% ../../nbs/corpora/21_tweeteval.ipynb #537c4942
+# %% ../../nbs/corpora/21_tweeteval.ipynb #53b59a15
 _names = [f'{s}_{what}.txt' for s in _published_splits.values() for what in ('text','labels')]
-add_corpus(Corpus('tweeteval', 'TweetEval, hate', 'tweeteval', tuple(map(RemoteFile, _names)), read_tweeteval,
-    'for research', 'https://github.com/cardiffnlp/tweeteval', 'arXiv 2010.12421', questions=toxicity_questions));
+_ = add_corpus(Corpus('tweeteval', 'TweetEval, hate', 'tweeteval', tuple(map(RemoteFile, _names)), read_tweeteval,
+    'for research', 'https://github.com/cardiffnlp/tweeteval', 'arXiv 2010.12421', questions=toxicity_questions))
