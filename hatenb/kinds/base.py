@@ -361,7 +361,7 @@ def loss_vector(
             if totals.get(name, 0) > 0: out[name] = s/totals[name]
     return out
 
-# %% ../../nbs/kinds/00_base.ipynb #bd00e4b1
+# %% ../../nbs/kinds/00_base.ipynb #6cd391c0
 @patch
 def divergence(self:Kind,
     clean:Tensor,  # logits
@@ -370,7 +370,8 @@ def divergence(self:Kind,
 ) -> Tensor:
     "[B] how far the answers to each post are apart; raises `HatenbError` for kinds whose answers cannot be compared"
     name = type(self).__name__.lower()
-    raise HatenbError(f'the answers of the kind {name} cannot be compared', 'regularisers', 'Leave out vat for this task.')
+    raise HatenbError(f'the answers of the kind {name} cannot be compared', 'regularisers',
+                      'Leave out vat for this task.')
 
 # %% ../../nbs/kinds/00_base.ipynb #2b96855e
 _least = 1e-6
@@ -393,7 +394,7 @@ def likelihood(self:Kind, t:pd.DataFrame, q:Question) -> tuple[Callable,np.ndarr
     "The mean negative log-likelihood of the gold as a function of 1/T, and the gold of all decisions"
     raise HatenbError(f'{q.name} has no probabilities to calibrate', 'calibration', 'Leave it out.')
 
-# %% ../../nbs/kinds/00_base.ipynb #4d674f97
+# %% ../../nbs/kinds/00_base.ipynb #c5bc89f8
 def best_threshold(
     prob,  # [n]
     gold,  # [n] 0 or 1
@@ -402,7 +403,8 @@ def best_threshold(
     p,y = np.asarray(prob, np.float64),np.asarray(gold, int)
     order = np.argsort(-p, kind='stable')
     p,tp = p[order],np.cumsum(y[order])
-    last = np.append(p[1:] < p[:-1], True) & (p > 0)       # posts of one probability are named together, those of none never
+    # posts of one probability are named together, those of none never
+    last = np.append(p[1:] < p[:-1], True) & (p > 0)
     f1 = (2*tp/(np.arange(1, len(p)+1)+tp[-1]))[last]
     middles = ((p + np.append(p[1:], 0))/2)[last]
     half = p >= .5
