@@ -120,6 +120,9 @@ def test_weights_are_kept_by_the_mean_over_references(parts):
 
 # ---- rates
 
+pytestmark = pytest.mark.filterwarnings('ignore:Seems like `optimizer.step')
+
+
 def rates_of(trainer):
     "The rates that the optimiser was given at each step, by what they move"
     seen, inner = [], trainer.optimizer.step
@@ -189,11 +192,10 @@ def test_every_optimiser_goes_on_with_its_moments(tmp_path, parts, name):
     again = trainer(tmp_path)
     assert again.resume() and torch.equal(flat(again.params.values()), half)
     assert torch.equal(steps(again, rows[2:]), end) and not torch.equal(end, half)
-    model.load_state_dict({k.removeprefix('heads.'): v for k, v in begin.items()}, strict=False)
 
 
 def test_an_unknown_optimiser_is_refused():
-    with pytest.raises(HatenbError, match="did you mean 'adamw'"): TrainConfig(optimizer='adamv')
+    with pytest.raises(HatenbError, match='there is no optimiser'): TrainConfig(optimizer='adamv')
 
 
 # ---- trackers
