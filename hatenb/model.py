@@ -17,13 +17,13 @@ from adapters.composition import BatchSplit, Stack
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-# %% ../nbs/05_model.ipynb #00016b65
+# %% ../nbs/05_model.ipynb #e1396720
 from .batches import mask_tokens
 from .core import HatenbError
 from .encoder import Encoder
-from .heads import Head
+from .kinds import Head
 
-# %% ../nbs/05_model.ipynb #37d5278e
+# %% ../nbs/05_model.ipynb #9349e595
 class Model(nn.Module):
     "An encoder with one head a task"
     def __init__(self,
@@ -33,7 +33,7 @@ class Model(nn.Module):
         below:tuple[str,int]|None=None):      # an adapter for the layers below a layer, which all routes share
         super().__init__()
         for h in heads:
-            if h.task.kind == 'language' and not hasattr(h, 'embeddings'): h.tie(encoder)
+            if h.kind.hides and not hasattr(h, 'embeddings'): h.tie(encoder)
         self.encoder,self.heads = encoder,nn.ModuleDict({h.task.key: h for h in heads})
         self.routes,self.below = routes,below
 
@@ -101,11 +101,11 @@ def with_heads(self:Model,
     routes = None if self.routes is None else {k: self.routes[k] for k in keys}
     return Model(self.encoder, [self.heads[k] for k in keys], routes, self.below)
 
-# %% ../nbs/05_model.ipynb #4effc0d9
+# %% ../nbs/05_model.ipynb #917b8ffd
 @patch
 def prepare(self:Model, batch:dict[str,dict], *seed) -> dict[str,dict]:
     "The batch as the tasks want it: with sub-tokens hidden for those that guess them"
-    hides = {h.task.corpus: h.share for h in self.heads.values() if h.task.kind == 'language'}
+    hides = {h.task.corpus: h.share for h in self.heads.values() if h.kind.hides}
     return {c: mask_tokens(t, self.encoder.tokenizer, hides[c], *seed, c) if c in hides else t for c,t in batch.items()}
 
 # %% ../nbs/05_model.ipynb #7e04b0d8
@@ -121,13 +121,13 @@ def trainable(self:Model) -> dict[str,nn.Parameter]:
     return ({f'encoder.{k}': p for k,p in self.encoder.trainable().items()} |
             {f'heads.{k}': p for k,p in self.heads.named_parameters()})
 
-# %% ../nbs/05_model.ipynb #7b6bb539
+# %% ../nbs/05_model.ipynb #1d5fdec7
 @dataclass
 class Part:
     "Posts that go through the encoder at once, and what belongs to the whole batch they are of"
     batch: dict[str,dict]        # corpus → tensors
     sizes: dict[str,int]         # corpus → posts in the whole batch
-    totals: dict[str,Tensor]     # loss → what its sum is divided by, see `hatenb.losses.loss_weights`
+    totals: dict[str,Tensor]     # loss → what its sum is divided by, see `hatenb.kinds.loss_weights`
     logits: dict[str,Tensor]|None = None  # task → logits, once it has been through
     attention: Tensor|None = None         # [B, heads, L, L] of the last layer, if the encoder keeps it
 

@@ -6,20 +6,21 @@ Docs: https://hatenb.github.io/hatenb/regularisers.html.md"""
 
 # %% auto #0
 __all__ = ['regularisers', 'Regulariser', 'make_regularisers', 'real_tokens', 'perturb', 'rescale', 'embedding_sizes',
-           'noise_like', 'without_dropout', 'divergence', 'apart', 'VirtualAdversarial', 'Adversarial',
+           'noise_like', 'without_dropout', 'apart', 'VirtualAdversarial', 'Adversarial', 'marked_question',
            'marked_softmax', 'SupervisedAttention']
 
 # %% ../nbs/06c_regularisers.ipynb #ea97629e
 import contextlib
 
-# %% ../nbs/06c_regularisers.ipynb #4657f3ac
+# %% ../nbs/06c_regularisers.ipynb #d3daf37a
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../nbs/06c_regularisers.ipynb #832d4c48
+# %% ../nbs/06c_regularisers.ipynb #07c57e87
+from .batches import gold_forms_of
 from .core import HatenbError, Registry
-from .losses import loss_vector
+from .corpora import Question, corpora as known_corpora
+from .kinds import loss_vector
 from .model import Model, Part
 
 # %% ../nbs/06c_regularisers.ipynb #d5345365
@@ -109,29 +110,7 @@ def without_dropout(model:nn.Module):
     try: yield
     finally: model.train(was)
 
-# %% ../nbs/06c_regularisers.ipynb #66572b08
-def _bernoulli(p, q):
-    "KL of two Bernoulli distributions, given as logits"
-    a = p.sigmoid()
-    return a*(F.logsigmoid(p)-F.logsigmoid(q)) + (1-a)*(F.logsigmoid(-p)-F.logsigmoid(-q))
-
-def divergence(
-    kind:str,      # of the head
-    clean:Tensor,  # logits
-    other:Tensor,  # logits
-    batch:dict,
-) -> Tensor: # [B]
-    "How far the answers to each post are apart; raises `HatenbError` for kinds whose answers cannot be compared"
-    if kind == 'multiclass': return (clean.softmax(-1)*(clean.log_softmax(-1)-other.log_softmax(-1))).sum(-1)
-    if kind == 'multilabel': return _bernoulli(clean, other).sum(-1)
-    if kind == 'regression': return .5*(clean-other).squeeze(-1).square()
-    if kind == 'tokens':
-        real = real_tokens(batch).squeeze(-1)
-        return (_bernoulli(clean, other)*real).sum(1)/real.sum(1).clamp(min=1)
-    raise HatenbError(f'the answers of a {kind} head cannot be compared', 'regularisers, vat',
-                      'Leave it out for this task.')
-
-# %% ../nbs/06c_regularisers.ipynb #4c46eb33
+# %% ../nbs/06c_regularisers.ipynb #4a60dfd1
 def apart(
     model:Model,
     clean:dict[str,Tensor],  # task → logits without a nudge
@@ -141,8 +120,8 @@ def apart(
     "What these posts add to how far the answers are apart: per corpus a mean over posts, summed over tasks"
     total = 0.
     for key,logits in model(batch).items():
-        task = model.heads[key].task
-        total = total + divergence(task.kind, clean[key], logits, batch[task.corpus]).sum()/sizes[task.corpus]
+        head,corpus = model.heads[key],model.heads[key].task.corpus
+        total = total + head.kind.divergence(clean[key], logits, batch[corpus]).sum()/sizes[corpus]
     return total
 
 # %% ../nbs/06c_regularisers.ipynb #85e9715b
@@ -194,16 +173,25 @@ class Adversarial(Regulariser):
         each = loss_vector(losses, model(batch), batch, part.totals).values()
         return sum(each, sum(s.sum() for s in shifts.values())*0)
 
-# %% ../nbs/06c_regularisers.ipynb #dc863f10
+# %% ../nbs/06c_regularisers.ipynb #05b0e3f1
+def marked_question(
+    corpus:str, # its name
+) -> Question|None:
+    "The question of a corpus whose annotators marked words, if there is one"
+    forms = gold_forms_of(corpus)
+    return next((q for q in known_corpora[corpus].questions if forms.get(q.votes) == 'words'), None)
+
 def marked_softmax(
     batch:dict, # tensors of posts of one corpus
+    q:Question, # about its words
 ) -> tuple[Tensor,Tensor]: # [B, L], [B]
     "Where attention shall be: the softmax of the mean marks over real sub-tokens; and which posts are marked"
-    marks,real = batch['rationale_mean'],real_tokens(batch).squeeze(-1)
+    marks,real = batch[q.votes],real_tokens(batch).squeeze(-1)
     gold = marks.masked_fill(real == 0, -torch.inf).softmax(1).nan_to_num(0.)
-    return gold, ((batch['label'] != 0) & (marks.sum(1) > 0)).float()
+    asked = batch[q.asked] != 0 if q.asked else torch.ones_like(marks[:,0], dtype=torch.bool)
+    return gold, (asked & (marks.sum(1) > 0)).float()
 
-# %% ../nbs/06c_regularisers.ipynb #a6f64697
+# %% ../nbs/06c_regularisers.ipynb #99981628
 @regularisers.register('attention', label='supervised attention', source='Mathew et al. 2021, arXiv 2012.10289')
 class SupervisedAttention(Regulariser):
     "The attention of [CLS] in the last layer shall be where annotators marked words"
@@ -213,16 +201,20 @@ class SupervisedAttention(Regulariser):
         self.heads = heads
 
     def check(self, corpora):
-        if not any('rationale_mean' in p.lists for p in corpora.values()):
+        if not any(self._asked(c, p.lists) for c,p in corpora.items()):
             raise HatenbError('no corpus of this run has rationales', 'regularisers, attention',
-                              'Add hatexplain, or leave it out.')
+                              'Add one that has, or leave it out.')
+
+    def _asked(self, corpus, columns):
+        q = marked_question(corpus)
+        return q if q and q.votes in columns else None
 
     def term(self, model, part, losses):
         rows = part.attention.split([len(t['input_ids']) for t in part.batch.values()])
         total = part.attention.sum()*0
         for (c,t),attention in zip(part.batch.items(), rows):
-            if 'rationale_mean' not in t: continue
-            gold,marked = marked_softmax(t)
+            if not (q := self._asked(c, t)): continue
+            gold,marked = marked_softmax(t, q)
             looked = attention[:,:self.heads,0].float().clamp(min=1e-8)      # [B, heads, L] from [CLS]
             each = -(gold.unsqueeze(1)*looked.log()).sum(-1).mean(1)
             total = total + (each*marked).sum()/part.sizes[c]

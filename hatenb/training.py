@@ -6,8 +6,8 @@ Docs: https://hatenb.github.io/hatenb/training.html.md"""
 
 # %% auto #0
 __all__ = ['schedules', 'optimizers', 'TrainConfig', 'rate', 'layer_numbers', 'parameter_groups', 'make_optimizer',
-           'micro_batches', 'all_reduce', 'Progress', 'Trainer', 'make_accelerator', 'merge_columns', 'answer_columns',
-           'predict']
+           'micro_batches', 'by_position', 'all_reduce', 'Progress', 'Trainer', 'make_accelerator', 'merge_columns',
+           'answer_columns', 'predict']
 
 # %% ../nbs/06_training.ipynb #566107e3
 import contextlib, dataclasses, json, math, re, time
@@ -24,15 +24,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-# %% ../nbs/06_training.ipynb #4af02fee
+# %% ../nbs/06_training.ipynb #789b6166
 from .balancing import Balancer, add_gradients, balancers, new_matrix, put_combined
-from .batches import Posts, Sampling, collate, epoch_batches, shard, round_up, sorted_batches
-from .corpora import gold_columns
+from .batches import Posts, Sampling, collate, epoch_batches, gold_forms_of, shard, round_up, sorted_batches
 from .core import HatenbError, Registry, progress, seed_everything, atomic_write
-from .losses import loss_vector, loss_weights, make_loss
+from .kinds import gold_columns, loss_vector, loss_weights, make_loss
 from .model import Model, Part
 
-# %% ../nbs/06_training.ipynb #56bc0c83
+# %% ../nbs/06_training.ipynb #a63bcec8
 @dataclass(frozen=True)
 class TrainConfig:
     "How a model is trained; raises `HatenbError` for what is out of range"
@@ -52,7 +51,7 @@ class TrainConfig:
     layer_decay: float = 1.       # each layer's learning rate over that of the layer above it
     clip: float = 1.              # largest norm of the gradient
     temperature: float = 1.       # of the sampling over corpora, see `Sampling`
-    class_balanced: bool = False  # draw the classes of a corpus' labels equally often
+    class_balanced: bool = False  # draw the classes of a corpus equally often
     steps: int|None = None        # steps an epoch, which ends with a validation (default: one pass over all posts)
     checkpoint_steps: int = 100   # steps between two checkpoints
     patience: int|None = None     # validations without progress before the run stops (default: never)
@@ -141,7 +140,7 @@ def make_optimizer(
     factors = [lambda s, g=g: rate(s, total, g['schedule'], config.warmup, g['still']) for g in groups]
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
-# %% ../nbs/06_training.ipynb #11690f2d
+# %% ../nbs/06_training.ipynb #509e5fd5
 def micro_batches(
     batch:dict[str,dict],  # corpus → tensors
     max_positions:int,     # most sub-tokens, padding included, in one of them
@@ -155,11 +154,14 @@ def _trim(batch):
     full = max(t['input_ids'].shape[1] for t in batch.values())
     width = round_up(max(int(t['attention_mask'].sum(1).max()) for t in batch.values()))
     if width >= full: return batch
-    def _cut(k, v): return v[:,:width] if v.dim() == 2 and k in _by_position else v
-    return {c: {k: _cut(k, v) for k,v in t.items()} for c,t in batch.items()}
+    return {c: {k: v[:,:width] if k in by_position(c) else v for k,v in t.items()} for c,t in batch.items()}
 
-_by_position = ('input_ids','attention_mask','token_word','rationale_any','rationale_majority','rationale_mean',
-                'masked')
+def by_position(
+    corpus:str, # its name
+) -> set[str]:
+    "The tensors [B, L] of a corpus that have an entry a sub-token"
+    words = {c for c,form in gold_forms_of(corpus).items() if form == 'words'}
+    return {'input_ids','attention_mask','token_word','masked','shift'} | words
 
 # %% ../nbs/06_training.ipynb #82c784e1
 def all_reduce(
@@ -224,7 +226,7 @@ class Trainer:
         self._set_up_steps()
         if config.compile: self._compile()
 
-# %% ../nbs/06_training.ipynb #f5a3f07a
+# %% ../nbs/06_training.ipynb #03ab91c5
 @patch
 def _set_up_losses(self:Trainer, balancer, regularisers):
     self.regularisers = list(regularisers)
@@ -248,9 +250,13 @@ def _set_up_steps(self:Trainer):
 
 @patch
 def _classes(self:Trainer):
-    classes = {c: p.flat['label'] for c,p in self.posts.items() if 'label' in p.flat}
-    if not classes: raise HatenbError('no corpus of this run has classes', 'train, class_balanced', 'Leave it out.')
+    classes = {t.corpus: self.posts[t.corpus].flat[t.question.column] for t in self._tasks()
+               if gold_forms_of(t.corpus).get(t.question.column) == 'integer'}
+    if not classes: raise HatenbError('no task of this run has classes', 'train, class_balanced', 'Leave it out.')
     return classes
+
+@patch
+def _tasks(self:Trainer): return [h.task for h in self.model.heads.values()]
 
 @patch
 def _compile(self:Trainer):
@@ -546,7 +552,7 @@ def answer_columns(
             columns[k] = merge_columns(columns[k], v) if k in columns else v
     return columns
 
-# %% ../nbs/06_training.ipynb #253daa8b
+# %% ../nbs/06_training.ipynb #6b4c46f7
 @torch.no_grad()
 def predict(
     model:Model,
@@ -568,7 +574,7 @@ def predict(
     return pd.concat(tables, ignore_index=True)
 
 def _table(posts, parts):
-    golds = [k for k in gold_columns if k in posts.ds.column_names]
+    golds = [k for k in gold_columns(posts.corpus) if k in posts.ds.column_names]
     table = posts.ds.select_columns(['id', *golds]).to_pandas()
     table.insert(0, 'corpus', posts.corpus)
     order = np.argsort(np.concatenate([rows for rows,_ in parts]))

@@ -4,10 +4,10 @@ import torch
 
 from hatenb.batches import Posts, encoded_corpus
 from hatenb.core import seed_everything
-from hatenb.corpora import frequencies
 from hatenb.encoder import load_encoder
-from hatenb.heads import HeadConfig, Task, make_head
+from hatenb.kinds import HeadConfig, count_answers, make_head
 from hatenb.model import Model
+from hatenb.tasks import Task
 
 ALL = 'mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'
 
@@ -22,7 +22,7 @@ def small(tasks=ALL, method='lora', limit=32, configs=None, noise=0., routes=Non
     encoder.activate('shared' if routes is None else None)
     encoder.train_only(names)
     corpora = {t.corpus: encoded_corpus(t.corpus, encoder.tokenizer)['train'] for t in tasks}
-    counted = {c: frequencies(d) for c, d in corpora.items()}
+    counted = {c: count_answers(d, c) for c, d in corpora.items()}
     heads = [make_head(t, encoder.width, counted[t.corpus], HeadConfig(**(configs or {}).get(t.name, {}))) for t in tasks]
     model = Model(encoder, heads, routes)
     g = torch.Generator().manual_seed(0)

@@ -315,10 +315,11 @@ def method_options(
                           f'It has: {", ".join(known) or "none"}.')
     return {**known, **options}
 
-# %% ../../nbs/encoder/02_adapters.ipynb #0e59327e
+# %% ../../nbs/encoder/02_adapters.ipynb #ec7355f0
 interfaces:dict[str,dict|AdapterModelInterface] = {}   # model_type → the interface, or its arguments
 
-interfaces['mpnet'] = dict(adapter_methods=['lora', 'bottleneck'],
+interfaces['mpnet'] = dict(adapter_methods=['lora', 'bottleneck', 'reft', 'invertible'],
+    layer_pre_self_attn='attention', layer_pre_ffn='intermediate',
     model_embeddings='embeddings', model_layers='encoder.layer', layer_self_attn='attention', layer_cross_attn=None,
     attn_q_proj='attn.q', attn_k_proj='attn.k', attn_v_proj='attn.v', attn_o_proj='attn.o',
     layer_intermediate_proj='intermediate.dense', layer_output_proj='output.dense')

@@ -282,12 +282,12 @@ def _renamed(self:Encoder, name:str, saved:dict[str,Tensor], old:str) -> dict[st
         return re.sub(r'\.lora_[a-zA-Z_]+', lambda m: f'{m[0]}.{name}', k)
     return {key(k): v for k,v in saved.items()}
 
-# %% ../../nbs/encoder/03_storage.ipynb #d62d5683
+# %% ../../nbs/encoder/03_storage.ipynb #dfdbbdad
 @patch
 def _fill(self:Encoder, name:str, saved:dict[str,Tensor], folder:Path):
     "Copy saved tensors into the adapter `name`, if they fit"
     mine,owns = self.adapter_parameters(name),self._owns(name)
-    others = {k for k in self.model.state_dict() if owns(k) and k not in mine}   # more keys of tensors that layers share
+    others = {k for k in self.model.state_dict() if owns(k) and k not in mine}   # keys of shared tensors
     saved = {k: v for k,v in saved.items() if k not in others}
     wrong = sorted(set(mine) ^ set(saved)) or [k for k in mine if mine[k].shape != saved[k].shape]
     if wrong:
