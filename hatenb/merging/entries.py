@@ -106,7 +106,7 @@ def weighted_mean(
     "Σ cᵢ xᵢ / Σ cᵢ"
     return sum(c*x for c,x in zip(shares(coefficients), parts))
 
-# %% ../../nbs/merging/03_entries.ipynb #9d2931a9
+# %% ../../nbs/merging/03_entries.ipynb #7c42a0ef
 def thin(
     parts:list[Tensor],
     density:float, # share of the entries that stay
@@ -128,7 +128,7 @@ def merge_thinned(
     parts = [u.dense() for u in updates]
     thinners = thin(parts, density, generators)
     def _combined(i): return combine([f(x[i:i+rows]) for f,x in zip(thinners, parts)], coefficients)
-    return torch.cat([_combined(i) for i in range(0, len(parts[0]), rows)])
+    return torch.cat([_combined(i) for i in range(0, max(1, len(parts[0])), rows)])
 
 # %% ../../nbs/merging/03_entries.ipynb #169d30e7
 @merge_rules.register('magnitude_prune', 'magnitude', cost='entries', formula='λ Σ cᵢ trim(ΔWᵢ) / Σ cᵢ',
