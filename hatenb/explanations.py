@@ -16,7 +16,6 @@ import contextlib
 # %% ../nbs/09c_explanations.ipynb #9ed8d7e7
 from .core import HatenbError, Registry, derive_seed, digest, progress, settings
 from .batches import Posts, collate, sorted_batches, tokens_to_words, words_to_tokens
-from .composing import RoutedModel
 from .evaluation import Metric, evaluate, mean_of, metric_of, resamples, save_predictions, top
 from .regularisers import perturb, real_tokens
 from .training import Model, predict
@@ -43,8 +42,7 @@ def only(
     key:str,    # of a task
 ) -> Model:
     "The same model with the head of one task alone"
-    if not isinstance(model, RoutedModel): return Model(model.encoder, [model.heads[key]])
-    return RoutedModel(model.encoder, [model.heads[key]], {key: model.routes[key]}, model.below)
+    return model.with_heads(key)
 
 # %% ../nbs/09c_explanations.ipynb #b341685c
 explainers = Registry('explainer')
