@@ -20,14 +20,13 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 
-# %% ../nbs/10_runs.ipynb #9118add7
+# %% ../nbs/10_runs.ipynb #b9e73c7f
 from .balancing import balancers
 from .baselines import baselines
 from .batches import read_lexicon
 from .composing import adapter_name, make_strategy, strategies, strategy_model
 from .core import (HatenbError, atomic_write, digest, file_sha256, read_json, resolve_dtype, seed_everything,
                          settings, write_json)
-import hatenb.toxicity   # registers its corpora
 from .corpora import corpora as known_corpora
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import load_predictions, main_metric, metrics
@@ -255,14 +254,16 @@ def _said(path, value):
     value = _short.get(key, {}).get(value, value) if isinstance(value, str) else value
     return '-'.join([*words, _said_value(value) if key in _silent else f'{key}{_said_value(value)}'])
 
-# %% ../nbs/10_runs.ipynb #9b42fc0c
+# %% ../nbs/10_runs.ipynb #e50e2d93
+def _option_order(item): return item[0] not in ('rule', 'variant'), item[0]     # which rule it is comes first
+
 def flat_settings(
     d:dict,     # a configuration, or what of it differs from the defaults
     path=(),
 ) -> dict: # path of keys → value
-    "A configuration as one table of settings by their paths"
+    "A configuration as one table of settings by their paths; options are sorted, so that their order in a file changes nothing"
     out = {}
-    for k,v in d.items():
+    for k,v in sorted(d.items(), key=_option_order) if path else d.items():
         if isinstance(v, dict) and v: out |= flat_settings(v, (*path, k))
         else: out[(*path, k)] = v
     return out
@@ -296,9 +297,9 @@ def _said_sources(config):
     own = flat_settings({k: v for k,v in rest[0].items() if k not in _inherited})
     return ['of', *itertools.starmap(_said, own.items())] if own else []
 
-# %% ../nbs/10_runs.ipynb #2a2d0eb8
+# %% ../nbs/10_runs.ipynb #fbeabd25
 _first = 'tasks','encoder','baseline','adapter','strategy','sources','seed'
-_longest = 100
+_longest = 120
 
 @patch(as_prop=True)
 def name(self:RunConfig):
@@ -311,7 +312,7 @@ def name(self:RunConfig):
     name = '-'.join([*said, *(sources or [])])
     name = re.sub(r'[^\w.+-]', '_', name)
     if sources is not None and len(name) <= _longest: return f'{name}-s{self.seed}'
-    return f'{name[:_longest-9]}-{self.id[:6]}-s{self.seed}'
+    return f'{name[:_longest-7].rpartition("-")[0] if len(name) > _longest-7 else name}-{self.id[:6]}-s{self.seed}'
 
 # %% ../nbs/10_runs.ipynb #8e6d2182
 class Value(TypedDict):
@@ -591,14 +592,18 @@ def adapters(self:Run) -> dict[str,Path]:
     self.check_files('adapters/')
     return {n: self.adapter_folder(n) for n in names}
 
-# %% ../nbs/10_runs.ipynb #39fa7de2
+# %% ../nbs/10_runs.ipynb #3ce29f98
 @patch
-def model(self:Run, device='cpu') -> Model:
+def model(self:Run,
+    device='cpu',
+    config:RunConfig|None=None, # with other paths of encoder and lexicon, e.g. those inside a bundle (default: its own)
+) -> Model:
     "Its trained model, ready to predict; raises `HatenbError` if there is none or a file is damaged"
     if not self.config.makes_model:
         what = f'the baseline {self.config.baseline}' if self.config.baseline else self.config.strategy
         raise HatenbError(f'{what} has no model to load', self.folder, 'Load a run with an encoder.')
-    return load_model(self.config, self.adapters(), self.heads(), self.record['frequencies'], device)
+    if 'frequencies' not in self.record: raise HatenbError("'frequencies' is missing", self.record_file, _damaged)
+    return load_model(config or self.config, self.adapters(), self.heads(), self.record['frequencies'], device)
 
 @patch
 def parts(self:Run) -> list[Run]:

@@ -9,12 +9,13 @@ from safetensors.torch import save_file
 from hatenb.balancing import balancers
 from hatenb.batches import Posts
 from hatenb.corpora import frequencies
-from hatenb.studies import RunConfig, run_corpora, run_encoder, run_model
+from hatenb.making import run_corpora, run_encoder
+from hatenb.runs import RunConfig, run_model
 from hatenb.training import TrainConfig, Trainer
 
 out, max_positions = sys.argv[1], int(sys.argv[2])
 accelerator = Accelerator(cpu=True)
-config = RunConfig(('mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'), options=dict(r=4),
+config = RunConfig(('mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'), adapter_options=dict(r=4),
                    heads={'label': {'loss_options': {'balance': 1.}}, 'target': {'loss_options': {'balance': .5}}})
 encoder = run_encoder(config)
 corpora = run_corpora(config, encoder.tokenizer)

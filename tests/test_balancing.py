@@ -8,7 +8,8 @@ import torchjd.scalarization as jd
 from hatenb.balancing import balancers, last_layer, project
 from hatenb.batches import Posts
 from hatenb.corpora import frequencies
-from hatenb.studies import RunConfig, run_corpora, run_encoder, run_model
+from hatenb.making import run_corpora, run_encoder
+from hatenb.runs import RunConfig, run_model
 from hatenb.training import TrainConfig, Trainer
 
 NAMES = ['a', 'b', 'c']
@@ -164,7 +165,7 @@ def test_the_last_layer_is_found_by_its_number():
 
 @pytest.mark.parametrize('name,options', [*((n, {}) for n in balancers if n != 'equal'), ('fixed', dict(normalise_steps=5)), ('dwa', dict(steps=2))])
 def test_a_run_that_is_cut_off_goes_on_with_the_rules_state(tmp_path, name, options):
-    config = RunConfig(('mini/label', 'mini/target', 'mini_mhs/score'), options=dict(r=2), limit=24)
+    config = RunConfig(('mini/label', 'mini/target', 'mini_mhs/score'), adapter_options=dict(r=2), limit=24)
     def trainer(folder):
         encoder = run_encoder(config)
         corpora = run_corpora(config, encoder.tokenizer)
@@ -194,7 +195,7 @@ def test_a_run_that_is_cut_off_goes_on_with_the_rules_state(tmp_path, name, opti
 @pytest.mark.parametrize('name', list(balancers))
 def test_a_step_without_any_loss_changes_no_weight(name):
     "Normal posts have no rationale, so a batch of them alone has nothing to learn from"
-    config = RunConfig(('mini/rationale',), options=dict(r=2), limit=32)
+    config = RunConfig(('mini/rationale',), adapter_options=dict(r=2), limit=32)
     encoder = run_encoder(config)
     corpora = run_corpora(config, encoder.tokenizer)
     model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
@@ -208,7 +209,7 @@ def test_a_step_without_any_loss_changes_no_weight(name):
 @pytest.mark.parametrize('name', ['uncertainty', 'gradnorm'])
 def test_a_rule_learns_at_its_own_rate(name):
     "At a head's rate, with a head's rate of 1e-9, the weights would stand still"
-    config = RunConfig(('mini/label', 'mini/target'), options=dict(r=2), limit=32)
+    config = RunConfig(('mini/label', 'mini/target'), adapter_options=dict(r=2), limit=32)
     encoder = run_encoder(config)
     corpora = run_corpora(config, encoder.tokenizer)
     model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
@@ -221,7 +222,7 @@ def test_a_rule_learns_at_its_own_rate(name):
 
 
 def test_the_history_holds_the_mean_of_the_weights_that_were_used():
-    config = RunConfig(('mini/label', 'mini/target', 'mini/rationale'), options=dict(r=2), limit=32)
+    config = RunConfig(('mini/label', 'mini/target', 'mini/rationale'), adapter_options=dict(r=2), limit=32)
     encoder = run_encoder(config)
     corpora = run_corpora(config, encoder.tokenizer)
     model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})

@@ -9,14 +9,15 @@ from hatenb.core import HatenbError
 from hatenb.corpora import frequencies
 from hatenb.losses import loss_weights, make_loss
 from hatenb.regularisers import divergence, embedding_sizes, make_regularisers, perturb, real_tokens, regularisers, sized
-from hatenb.studies import RunConfig, run, run_corpora, run_encoder, run_model
+from hatenb.making import make_run as run, run_corpora, run_encoder
+from hatenb.runs import RunConfig, run_model
 from hatenb.training import TrainConfig, Trainer
 
 TASKS = 'mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'
 
 
-def parts_of(tasks=TASKS, method='lora', options=None, seed=0):
-    config = RunConfig(tasks, method, options=options if options is not None else dict(r=2), limit=32)
+def parts_of(tasks=TASKS, adapter='lora', options=None, seed=0):
+    config = RunConfig(tasks, adapter, options if options is not None else dict(r=2), limit=32)
     encoder = run_encoder(config)
     corpora = run_corpora(config, encoder.tokenizer)
     model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
@@ -135,9 +136,9 @@ def test_a_batch_in_which_no_answer_counts(name):
 
 
 def test_a_run_records_the_terms(tmp_path):
-    config = RunConfig.from_dict(dict(tasks=['mini/label'], options=dict(r=2), limit=16, regularisers=dict(vat=dict(weight=.5)), train=dict(epochs=1, batch_size=8)))
+    config = RunConfig.from_dict(dict(tasks=['mini/label'], adapter_options=dict(r=2), limit=16, regularisers=dict(vat=dict(weight=.5)), train=dict(epochs=1, batch_size=8)))
     assert run(config, tmp_path)['history'][0]['losses']['VirtualAdversarial'] >= 0
-    assert config.id != RunConfig.from_dict(dict(tasks=['mini/label'], options=dict(r=2), limit=16, train=dict(epochs=1, batch_size=8))).id
+    assert config.id != RunConfig.from_dict(dict(tasks=['mini/label'], adapter_options=dict(r=2), limit=16, train=dict(epochs=1, batch_size=8))).id
 
 
 @pytest.mark.parametrize('given,words', [(dict(vatt={}), 'vatt'), (dict(vat=dict(epsilo=1)), 'does not take')])

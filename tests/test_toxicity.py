@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-import hatenb.toxicity
 from hatenb.core import HatenbError
 from hatenb.corpora import corpora, load_corpus
-from hatenb.studies import RunConfig, Study, run
+from hatenb.making import make_run as run
+from hatenb.runs import RunConfig
+from hatenb.studies import Study
 
 hypothesis_settings.register_profile('untimed', deadline=None)
 hypothesis_settings.load_profile('untimed')
@@ -156,20 +157,20 @@ def test_what_may_not_be_passed_on_says_where_to_put_it(tmp_path, monkeypatch, n
 # ---- what is there to test with is not learned from
 
 @pytest.mark.parametrize('corpus', ['hatecheck', 'ethos'])
-@pytest.mark.parametrize('options', [dict(), dict(method='tfidf'), dict(method='frozen'), dict(method='merge', sources=['runs/x'])])
+@pytest.mark.parametrize('options', [dict(), dict(baseline='tfidf'), dict(adapter='frozen'), dict(strategy='merge', sources=['runs/x'])])
 @pytest.mark.parametrize('task', ['label', 'text', 'score', 'target:1/4'])
 def test_no_run_learns_from_it(corpus, options, task):
     with pytest.raises(HatenbError, match='no run may learn or choose from it'): RunConfig(('mini/label', f'{corpus}/{task}'), **options)
 
 
 def test_no_study_and_no_sources_either():
-    with pytest.raises(HatenbError, match='no run may learn'): Study.from_dict(dict(name='s', runs=[dict(tasks=['hatecheck/text'], method='seq_bn')]))
-    with pytest.raises(HatenbError, match='no run may learn'): RunConfig(('mini/label',), 'stack', sources=[dict(tasks=['hatecheck/text'], method='seq_bn')])
+    with pytest.raises(HatenbError, match='no run may learn'): Study.from_dict(dict(name='s', runs=[dict(tasks=['hatecheck/text'], adapter='seq_bn')]))
+    with pytest.raises(HatenbError, match='no run may learn'): RunConfig(('mini/label',), strategy='stack', sources=[dict(tasks=['hatecheck/text'], adapter='seq_bn')])
 
 
-@pytest.mark.parametrize('method', ['lora', 'tfidf'])
+@pytest.mark.parametrize('baseline', ['', 'tfidf'])
 @pytest.mark.parametrize('task', ['label', 'rationale'])
-def test_a_question_that_a_corpus_has_no_answers_to(tmp_path, corpora_folder, method, task):
-    config = RunConfig((f'davidson/{task}',), method, limit=8)
+def test_a_question_that_a_corpus_has_no_answers_to(tmp_path, corpora_folder, baseline, task):
+    config = RunConfig((f'davidson/{task}',), baseline=baseline, limit=8)
     with pytest.raises(HatenbError, match='no gold column') as e: run(config, tmp_path)
-    assert e.value.place == f'davidson/{task}' and not (tmp_path/config.id/'record.json').exists()
+    assert e.value.place == f'davidson/{task}' and not (tmp_path/config.name/'record.json').exists()

@@ -8,17 +8,18 @@ import torch
 from safetensors.torch import load_file
 
 from hatenb.core import HatenbError
-from hatenb.studies import RunConfig, run
+from hatenb.making import make_run as run
+from hatenb.runs import RunConfig
 from hatenb.training import TrainConfig
 
 here = Path(__file__).parent
-CONFIG = RunConfig(('mini/label', 'mini/rationale', 'mini_mhs/score'), options=dict(r=4), limit=96,
+CONFIG = RunConfig(('mini/label', 'mini/rationale', 'mini_mhs/score'), adapter_options=dict(r=4), limit=96,
                    train=TrainConfig(epochs=2, batch_size=16, checkpoint_steps=3, lr=1e-3))
 
 
 def start(runs_path):
     "A process that makes the run"
-    code = ('import json,sys; from hatenb.studies import RunConfig, run; '
+    code = ('import json,sys; from hatenb.making import make_run as run; from hatenb.runs import RunConfig; '
             'run(RunConfig.from_dict(json.loads(sys.argv[1])), runs_path=sys.argv[2])')
     return subprocess.Popen([sys.executable, '-c', code, json.dumps(CONFIG.to_dict()), str(runs_path)],
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -42,7 +43,7 @@ def same(a, b):
 def never_killed(tmp_path_factory):
     path = tmp_path_factory.mktemp('whole')
     finish(start(path))
-    return path/CONFIG.id
+    return path/CONFIG.name
 
 
 def without_times(record):
@@ -53,7 +54,7 @@ def without_times(record):
 
 
 def test_killed_three_times_ends_the_same(tmp_path, never_killed):
-    folder = tmp_path/CONFIG.id
+    folder = tmp_path/CONFIG.name
     checkpoint, seen = folder/'checkpoint.safetensors', 0
     for _ in range(3):
         p = start(tmp_path)
@@ -76,19 +77,19 @@ def test_killed_three_times_ends_the_same(tmp_path, never_killed):
 
 def test_same_seed_same_record_other_seed_other_weights(tmp_path, never_killed):
     finish(start(tmp_path))
-    same(weights(tmp_path/CONFIG.id), weights(never_killed))
+    same(weights(tmp_path/CONFIG.name), weights(never_killed))
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
     from filelock import FileLock
-    (tmp_path/CONFIG.id).mkdir()
-    with FileLock(tmp_path/CONFIG.id/'.lock'):
+    (tmp_path/CONFIG.name).mkdir()
+    with FileLock(tmp_path/CONFIG.name/'.lock'):
         with pytest.raises(HatenbError, match='another process'): run(CONFIG, runs_path=tmp_path)
 
 
 def test_broken_checkpoint_says_what_to_do(tmp_path):
-    (tmp_path/CONFIG.id).mkdir()
-    broken = tmp_path/CONFIG.id/'checkpoint.safetensors'
+    (tmp_path/CONFIG.name).mkdir()
+    broken = tmp_path/CONFIG.name/'checkpoint.safetensors'
     broken.write_bytes(b'not a checkpoint')
     with pytest.raises(HatenbError, match='Delete it'): run(CONFIG, runs_path=tmp_path)
     assert broken.read_bytes() == b'not a checkpoint'
@@ -114,8 +115,9 @@ def small():
     "A trainer's parts on a few posts of the mini corpus"
     from hatenb.batches import Posts
     from hatenb.corpora import frequencies
-    from hatenb.studies import run_corpora, run_encoder, run_model
-    config = RunConfig(('mini/label', 'mini/rationale'), options=dict(r=2), limit=32)
+    from hatenb.making import run_corpora, run_encoder
+    from hatenb.runs import run_model
+    config = RunConfig(('mini/label', 'mini/rationale'), adapter_options=dict(r=2), limit=32)
     encoder = run_encoder(config)
     corpora = run_corpora(config, encoder.tokenizer)
     model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
@@ -161,7 +163,8 @@ def test_adapters_wait_for_the_heads(small):
 
 
 def test_each_layer_has_its_own_rate():
-    from hatenb.studies import run_corpora, run_encoder, run_model
+    from hatenb.making import run_corpora, run_encoder
+    from hatenb.runs import run_model
     from hatenb.corpora import frequencies
     from hatenb.training import Trainer
     from hatenb.batches import Posts
