@@ -54,7 +54,7 @@ def _options(cls, skip=()):
 
 def _config(tasks, values):
     "The run's configuration from the command line's values"
-    from hatenb.studies import RunConfig
+    from hatenb.runs import RunConfig
     from hatenb.training import TrainConfig
     d = dict(tasks=tasks, train={})
     dicts = {f.name for c in (RunConfig, TrainConfig) for f in dataclasses.fields(c) if f.default_factory is dict}
@@ -71,12 +71,13 @@ def _config(tasks, values):
 def _run(tasks:Annotated[list[str], typer.Argument(help='e.g. label target, mini/label, target:1/4')], **values):
     "Make one run (or read it, if it is finished); any field of its configuration is an option"
     from hatenb.reports import results_text
-    from hatenb.studies import run
+    from hatenb.making import make_run
+    from hatenb.runs import run_folder
     config = _config(tasks, values)
-    print(config.id, file=sys.stderr)
-    record = run(config)
+    print(config.name, file=sys.stderr)
+    record = make_run(config)
     print(results_text([record]))
-    print(f'record: {settings().runs_path/config.id/"record.json"}')
+    print(f'record: {run_folder(config).record_file}')
 
 # %% ../nbs/13_cli.ipynb #00c5b293
 def _take_options(f, more):
@@ -86,7 +87,7 @@ def _take_options(f, more):
     f.__annotations__ = {p.name: p.annotation for p in own + more}
 
 def _run_options():
-    from hatenb.studies import RunConfig
+    from hatenb.runs import RunConfig
     from hatenb.training import TrainConfig
     return _options(RunConfig, skip=('tasks','train')) + _options(TrainConfig)
 
@@ -108,7 +109,7 @@ def study(
     for tasks in dict.fromkeys(tuple(r['config']['tasks']) for r in trained):
         if len(same := [r for r in trained if tuple(r['config']['tasks']) == tasks]) > 1:
             best = chosen_run(same)
-            print(f"best on validation for {' '.join(tasks)}: {best['id']} ({best['chosen']['validation']:.3f})")
+            print(f"best on validation for {' '.join(tasks)}: {best['name']} ({best['chosen']['validation']:.3f})")
     if publish: print(f'published {len(publish_records(records, publish, not records_only))} records to {publish}')
 
 # %% ../nbs/13_cli.ipynb #2a8b1a8f
@@ -123,7 +124,7 @@ def report(
     "Tables and plots of any records, as one self-contained page"
     from hatenb.core import read_json
     from hatenb.reports import write_report
-    from hatenb.studies import read_records
+    from hatenb.runs import read_records
     beside = read_json(published) if published else {}
     print(write_report(read_records(runs), out, title, [*beside.get('published', []), *beside.get('human', [])], every))
 
@@ -151,10 +152,11 @@ def evaluate(
     runs:Annotated[list[Path], typer.Argument(help='run folders, or folders of runs, with their predictions')],
 ):
     "Evaluate finished runs again, by today's metrics; nothing is trained"
-    from hatenb.studies import read_records, reevaluate
+    from hatenb.making import reevaluate
+    from hatenb.runs import read_records
     for r in read_records(runs):
         found = reevaluate(r['folder'])
-        print(r['id'], sum(len(ms) for ms in found['metrics']['test'].values()), 'metrics')
+        print(r['name'], sum(len(ms) for ms in found['metrics']['test'].values()), 'metrics')
 
 # %% ../nbs/13_cli.ipynb #d56fda3c
 @app.command()
@@ -171,8 +173,8 @@ def explain(
     from hatenb.studies import explain_run
     for f in runs:
         record = explain_run(f, by or (), split, limit=limit)
-        for l in levels: print(f'{record["id"]}, {record["posts"]} posts\n{explanations_table(record["explainers"], l).to_string()}\n')
-        if out: print(f'record: {write_json(out/(record["id"]+".json"), record)}')
+        for l in levels: print(f'{record["name"]}, {record["posts"]} posts\n{explanations_table(record["explainers"], l).to_string()}\n')
+        if out: print(f'record: {write_json(out/(record["name"]+".json"), record)}')
 
 # %% ../nbs/13_cli.ipynb #a914a52b
 @app.command()

@@ -118,7 +118,7 @@ def functional_run(
 ) -> dict:
     "Functional tests and transfer of a finished run; leaves functional.json and functional.parquet in its folder"
     detector,folder = Detector.from_run(folder),Path(folder)
-    record,table = functional_record(lambda texts: toxic_scores(detector, texts), dict(id=detector.record['id'], config=detector.record['config']), n_boot=n_boot)
+    record,table = functional_record(lambda texts: toxic_scores(detector, texts), dict(id=detector.record['name'], config=detector.record['config']), n_boot=n_boot)
     save_predictions(table, folder/'functional.parquet')
     write_json(folder/'functional.json', record)
     return record

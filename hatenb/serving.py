@@ -84,7 +84,7 @@ def make_app(
     @app.get('/')
     def page():
         nonce = secrets.token_urlsafe(16)
-        text = _page.replace('STYLE', page_style).replace('MOST', str(most)).replace('MODEL', detector.record['id']).replace('NONCE', nonce)
+        text = _page.replace('STYLE', page_style).replace('MOST', str(most)).replace('MODEL', detector.record['name']).replace('NONCE', nonce)
         return HTMLResponse(text, headers={'Content-Security-Policy': f"default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'"})
 
     @app.post('/detect')

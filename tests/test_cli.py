@@ -18,7 +18,7 @@ def test_help_lists_the_commands():
 
 def test_every_field_of_a_run_is_an_option():
     import dataclasses
-    from hatenb.studies import RunConfig
+    from hatenb.runs import RunConfig
     from hatenb.training import TrainConfig
     out = hatenb('run', '--help')
     assert out.returncode == 0, out.stderr
@@ -27,7 +27,7 @@ def test_every_field_of_a_run_is_an_option():
 
 
 def test_a_baseline_run_and_its_report(tmp_path):
-    out = hatenb('run', 'mini/label', '--method', 'tfidf', '--seed', 3, HATENB_RUNS=str(tmp_path/'runs'))
+    out = hatenb('run', 'mini/label', '--baseline', 'tfidf', '--seed', 3, HATENB_RUNS=str(tmp_path/'runs'))
     assert out.returncode == 0, out.stderr
     assert 'macro F1' in out.stdout
     record = json.loads(next((tmp_path/'runs').rglob('record.json')).read_text())
@@ -41,12 +41,13 @@ def test_a_baseline_run_and_its_report(tmp_path):
 
 
 def test_finished_runs_are_evaluated_again(tmp_path):
-    from hatenb.studies import RunConfig, run
-    made = run(RunConfig(('mini/label',), 'majority'), tmp_path)
-    path = tmp_path/made['id']/'record.json'
+    from hatenb.making import make_run as run
+    from hatenb.runs import RunConfig
+    made = run(RunConfig(('mini/label',), baseline='majority'), tmp_path)
+    path = tmp_path/made['name']/'record.json'
     path.write_text(json.dumps({**made, 'metrics': {s: {} for s in made['metrics']}}))
     out = hatenb('evaluate', tmp_path)
-    assert out.returncode == 0 and made['id'] in out.stdout, out.stderr
+    assert out.returncode == 0 and made['name'] in out.stdout, out.stderr
     assert json.loads(path.read_text())['metrics'] == json.loads(json.dumps(made['metrics']))
     before, gone = path.read_text(), path.parent/'predictions'/'test.parquet'
     gone.unlink()
@@ -56,8 +57,8 @@ def test_finished_runs_are_evaluated_again(tmp_path):
 
 @pytest.mark.parametrize('args,said', [
     (('run', 'mini/lable'), "did you mean 'label'"),
-    (('run', 'label', '--method', 'lorra'), "did you mean 'lora'"),
-    (('run', 'label', '--options', '{r: 8}'), '--options'),
+    (('run', 'label', '--adapter', 'lorra'), "did you mean 'lora'"),
+    (('run', 'label', '--adapter-options', '{r: 8}'), '--adapter-options'),
     (('run', 'target:7/3'), 'no part'),
     (('study', 'nowhere.toml'), 'nowhere.toml'),
     (('report', 'nowhere'), 'no record'),
@@ -83,7 +84,7 @@ def test_the_demonstration_in_its_smallest(tmp_path):
     out = hatenb('demo', '--limit', 16, '--epochs', 1, '--out', tmp_path/'demo', HATENB_DATA='')
     assert out.returncode == 0, out.stderr
     records = [json.loads(p.read_text()) for p in (tmp_path/'demo'/'runs').rglob('record.json')]
-    neural = [r for r in records if r['config']['method'] == 'lora']
+    neural = [r for r in records if not r['config']['baseline']]
     assert {r['config']['quantization'] for r in neural} == {'none', 'nf4'}
     assert sorted(len(r['config']['tasks']) for r in neural) == [1]*8 + [4]*2
     assert (tmp_path/'demo'/'results.png').read_bytes()[:4] == b'\x89PNG'
@@ -94,9 +95,10 @@ def test_the_demonstration_in_its_smallest(tmp_path):
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
     "A bundle of a hasty run, made on the command line"
-    from hatenb.studies import RunConfig, run
+    from hatenb.making import make_run as run
+    from hatenb.runs import RunConfig
     runs = tmp_path_factory.mktemp('detecting')
-    name = run(RunConfig.from_dict(dict(tasks=['mini/label', 'mini/rationale'], limit=32, train=dict(epochs=1, batch_size=16))), runs)['id']
+    name = run(RunConfig.from_dict(dict(tasks=['mini/label', 'mini/rationale'], limit=32, train=dict(epochs=1, batch_size=16))), runs)['name']
     out = hatenb('bundle', name, '--out', runs/'bundle', HATENB_RUNS=str(runs))
     assert out.returncode == 0 and 'MB' in out.stdout, out.stderr
     return runs/'bundle'

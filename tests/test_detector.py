@@ -12,7 +12,8 @@ from hatenb.core import HatenbError
 from hatenb.corpora import LABELS, TARGETS, load_corpus
 from hatenb.detector import Detection, Detector, hatexplain_words, json_line, masked, plain_words, windows
 from hatenb.evaluation import load_predictions
-from hatenb.studies import RunConfig, run
+from hatenb.making import make_run as run
+from hatenb.runs import RunConfig
 
 TASKS = ['mini/label', 'mini/target', 'mini/rationale']
 QUICK = dict(limit=32, max_length=40, train=dict(epochs=1, batch_size=16))
@@ -22,7 +23,7 @@ QUICK = dict(limit=32, max_length=40, train=dict(epochs=1, batch_size=16))
 def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 
-def made(runs, **config): return runs/run(RunConfig.from_dict({**QUICK, **config}), runs)['id']
+def made(runs, **config): return runs/run(RunConfig.from_dict({**QUICK, **config}), runs)['name']
 
 
 @pytest.fixture(scope='module')
@@ -176,7 +177,7 @@ def test_one_reading_for_all_or_one_for_each_corpus(detector, folder, bundle):
     assert np.abs(other[0]-other[1]).max() > 1e-4
 
 
-@pytest.mark.parametrize('config', [dict(method='parallel'), dict(method='seq_bn'), dict(quantization='nf4'), dict(method='peft_lora'), dict(method='full'), dict(method='branch', options=dict(layer=3))], ids=lambda c: '-'.join(map(str, c.values())))
+@pytest.mark.parametrize('config', [dict(strategy='parallel'), dict(adapter='seq_bn'), dict(quantization='nf4'), dict(adapter='peft_lora'), dict(adapter='full'), dict(strategy='branch', strategy_options=dict(layer=3))], ids=lambda c: '-'.join(map(str, c.values())))
 def test_every_way_of_sharing(runs, config):
     d = Detector.from_run(made(runs, tasks=['mini/label', 'mini/target:1/4', 'mini/target:2/4'], **config), dtype='float32')
     texts = test_posts()[:3]
@@ -185,14 +186,14 @@ def test_every_way_of_sharing(runs, config):
     assert 0 < len(a[0]['target_prob']) < len(TARGETS)
     slow = Detector.from_run(d.folder, merge=False)(texts)
     for x, y in zip(a, slow): np.testing.assert_allclose(list(x['label_prob'].values()), list(y['label_prob'].values()), atol=1e-4)
-    if config.get('method') in ('parallel', 'peft_lora', 'full'): assert all(p.dense is not None for p in d.passes)
+    if config.get('adapter', config.get('strategy')) in ('parallel', 'peft_lora', 'full'): assert all(p.dense is not None for p in d.passes)
 
 
 def test_merged_and_joined_runs(runs, tmp_path):
     sources = [str(made(runs, tasks=[t])) for t in TASKS[:2]]
-    merged = Detector.from_run(made(runs, tasks=TASKS[:2], method='merge', sources=sources))
+    merged = Detector.from_run(made(runs, tasks=TASKS[:2], strategy='merge', sources=sources))
     assert merged.answers == ['label', 'target'] and merged.passes[0].dense is not None
-    joined = Detector.from_run(made(runs, tasks=TASKS[:2], method='join', sources=sources), dtype='float32')
+    joined = Detector.from_run(made(runs, tasks=TASKS[:2], strategy='join', sources=sources), dtype='float32')
     first, second = (Detector.from_run(s, dtype='float32')('a post') for s in sources)
     a = joined('a post')
     assert a['label_prob'].keys() == first['label_prob'].keys() and a['target_prob'].keys() == second['target_prob'].keys()
@@ -203,7 +204,7 @@ def test_merged_and_joined_runs(runs, tmp_path):
 
 
 def test_runs_that_are_no_detector(runs):
-    with pytest.raises(HatenbError, match='no model'): Detector.from_run(made(runs, tasks=['mini/label'], method='majority', train={}))
+    with pytest.raises(HatenbError, match='no model'): Detector.from_run(made(runs, tasks=['mini/label'], baseline='majority', train={}))
     with pytest.raises(HatenbError, match='missing'): Detector.from_run(runs/'nowhere')
 
 
@@ -277,7 +278,7 @@ def test_a_bundle_that_was_changed_is_refused(bundle, tmp_path, harm, said):
 
 
 def test_what_cannot_be_exported(runs, tmp_path):
-    d = Detector.from_run(made(runs, tasks=['mini/label', 'mini/target:1/4', 'mini/target:2/4'], method='seq_bn'))
+    d = Detector.from_run(made(runs, tasks=['mini/label', 'mini/target:1/4', 'mini/target:2/4'], adapter='seq_bn'))
     with pytest.raises(HatenbError, match='cannot be added'): d.save(tmp_path/'b', onnx='int8')
     assert not list(tmp_path.iterdir())
     with pytest.raises(HatenbError, match='no ONNX'): Detector.from_pretrained(d.folder, backend='onnx')
