@@ -1,4 +1,4 @@
-"""A detector in one folder that says what it is: adapters, heads, thresholds, ONNX files, card and licence; written, verified, and sent to the hub.
+"""A detector in one folder: adapters, heads, thresholds, ONNX files, card and licence; written, and sent to the hub.
 
 Docs: https://hatenb.github.io/hatenb/detector/bundle.html.md"""
 
@@ -43,10 +43,11 @@ def _inputs(g):
     if g.rest['lexicon'] is None: return given, shapes
     return given | dict(extra=torch.zeros(2, len(g.rest['lexicon'][1]))), shapes | dict(extra={0: 'posts'})
 
-# %% ../../nbs/detector/03_bundle.ipynb #2985d6af
+# %% ../../nbs/detector/03_bundle.ipynb #5d667ad6
 def _write_graph(g, path):
     given,shapes = _inputs(g)
-    torch.onnx.export(_Graph(g.rest['dense'], g.heads.values()).eval(), (), str(path), kwargs=given, input_names=list(given), output_names=list(g.heads),
+    whole = _Graph(g.rest['dense'], g.heads.values()).eval()
+    torch.onnx.export(whole, (), str(path), kwargs=given, input_names=list(given), output_names=list(g.heads),
                       dynamic_shapes=shapes, dynamo=True, external_data=False, verbose=False)
 
 def export_graph(
@@ -58,9 +59,11 @@ def export_graph(
     try:
         import onnxscript  # noqa: F401
         from onnxruntime.quantization import quantize_dynamic
-    except ImportError: raise HatenbError('the packages for ONNX are missing', 'export to ONNX', "Install them: pip install 'hatenb[onnx]'.") from None
+    except ImportError:
+        raise HatenbError('the packages for ONNX are missing', 'export to ONNX',
+                          "Install them: pip install 'hatenb[onnx]'.") from None
     if g.rest['dense'] is None:
-        raise HatenbError('this adapter cannot be added to the weights of its encoder, which the export needs', g.graph.tasks[0],
+        raise HatenbError('this adapter cannot be added to the weights of its encoder', g.graph.tasks[0],
                           'Take a run with LoRA on an unquantized encoder.')
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as tmp:
@@ -72,8 +75,9 @@ def export_graph(
             if int8: quantize_dynamic(str(plain), str(path), per_channel=True)
         finally: logging.disable(logging.NOTSET)
 
-# %% ../../nbs/detector/03_bundle.ipynb #2fa22c2a
-_kept = 'id','config','metrics','corpora','chosen','cost','adapters','frequencies','counted','lexicon','sources','provenance'
+# %% ../../nbs/detector/03_bundle.ipynb #a937cbf4
+_kept = ('id','config','metrics','corpora','chosen','cost','adapters','frequencies','counted','lexicon','sources',
+         'provenance')   # of a record
 
 def save_bundle(
     detector:Detector,
@@ -82,10 +86,12 @@ def save_bundle(
     whole:bool=False,      # with the encoder, so that nothing else is needed
     tables:dict|None=None, # more tables for the model card, by title
 ) -> Path:
-    "Write a bundle, or nothing; returns its folder. Raises `HatenbError` if something is there already, or cannot be exported"
+    "Write a bundle, or nothing; returns its folder. Raises `HatenbError` if it is there already, or cannot be exported"
     folder = Path(folder)
-    if onnx not in ('','float32','int8'): raise HatenbError(f'there is no such ONNX graph {onnx!r}', 'onnx', 'Use float32 or int8.')
-    if folder.exists(): raise HatenbError('there is something already', folder, 'Name a folder that is not there yet, or remove it.')
+    if onnx not in ('','float32','int8'):
+        raise HatenbError(f'there is no such ONNX graph {onnx!r}', 'onnx', 'Use float32 or int8.')
+    if folder.exists():
+        raise HatenbError('there is something already', folder, 'Name a folder that is not there yet, or remove it.')
     tmp = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
     try:
         _write(detector, tmp, onnx, whole, tables)
@@ -93,7 +99,7 @@ def save_bundle(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
 
-# %% ../../nbs/detector/03_bundle.ipynb #3cec7b8f
+# %% ../../nbs/detector/03_bundle.ipynb #3b4b9cb4
 def _write(detector, to, onnx, whole, tables):
     "Write all files of a bundle"
     graphs = [g for part,f in detector.parts.items() for g in load_graphs(f, part, 'cpu', 'float32')]
@@ -104,13 +110,14 @@ def _write(detector, to, onnx, whole, tables):
     for g,shape in zip(graphs, shapes):
         if onnx: export_graph(g, to/shape.onnx, onnx == 'int8')
     loaded = sorted(f for f in to.rglob('*') if f.is_file())
-    manifest = replace(detector.manifest, graphs=tuple(shapes), parts=tuple(detector.parts), onnx=onnx, made_by=provenance(),
-                       files={f.relative_to(to).as_posix(): file_sha256(f) for f in loaded})
+    files = {f.relative_to(to).as_posix(): file_sha256(f) for f in loaded}
+    manifest = replace(detector.manifest, graphs=tuple(shapes), parts=tuple(detector.parts), files=files, onnx=onnx,
+                       made_by=provenance())
     write_json(to/'detector.json', manifest.to_dict())
     (to/'LICENSE').write_text(licence_text(detector.record), encoding='utf-8')
     (to/'README.md').write_text(model_card(detector, sum(f.stat().st_size for f in loaded), tables), encoding='utf-8')
 
-# %% ../../nbs/detector/03_bundle.ipynb #63b65c36
+# %% ../../nbs/detector/03_bundle.ipynb #269f1eb0
 def _copy_part(f, to, whole):
     "Copy what predicts of a finished run"
     record = {k: v for k,v in read_record(f/'record.json').items() if k in _kept}
@@ -130,10 +137,11 @@ def _copy_encoder(name, to, whole):
     if not whole and (not local or name == 'minilm'): return name
     place = place if local else snapshot_download(place, local_files_only=True)
     plain = ('.json','.txt','.safetensors','.model')
-    shutil.copytree(place, to/'encoder', ignore=lambda d, names: [n for n in names if not (Path(d, n).is_dir() or n.endswith(plain))])
+    def _rest(d, names): return [n for n in names if not (Path(d, n).is_dir() or n.endswith(plain))]
+    shutil.copytree(place, to/'encoder', ignore=_rest)
     return 'encoder'
 
-# %% ../../nbs/detector/03_bundle.ipynb #b3548863
+# %% ../../nbs/detector/03_bundle.ipynb #dc8d606b
 def push_bundle(
     detector:Detector,
     name:str,             # owner/repository
@@ -147,6 +155,8 @@ def push_bundle(
         folder = save_bundle(detector, Path(tmp)/'bundle', **kwargs)
         try:
             api.create_repo(name, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=f'hatenb detector {detector.id}').commit_url)
+            said = f'hatenb detector {detector.id}'
+            return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=said).commit_url)
         except (HFValidationError,HfHubHTTPError,OSError) as e:
-            raise HatenbError(f'the hub refused the bundle: {str(e).splitlines()[0]}', name, 'Check the name, and that you are logged in (`hf auth login`).') from None
+            raise HatenbError(f'the hub refused the bundle: {str(e).splitlines()[0]}', name,
+                              'Check the name, and that you are logged in (`hf auth login`).') from None

@@ -13,14 +13,15 @@ from pathlib import Path
 # %% ../../nbs/detector/04_card.ipynb #bf476ff9
 import numpy as np, pandas as pd
 
-# %% ../../nbs/detector/04_card.ipynb #d126bf70
+# %% ../../nbs/detector/04_card.ipynb #011765d2
 from ..core import HatenbError
 from ..corpora import corpora
 from ..evaluation import bias_table, load_predictions, metric_of
-from ..heads import Task
+from ..kinds import kind_of
+from ..tasks import Task
 from .detector import Detector
 
-# %% ../../nbs/detector/04_card.ipynb #63b559a9
+# %% ../../nbs/detector/04_card.ipynb #5733ca7e
 def _cell(v):
     if v is None or isinstance(v, float) and np.isnan(v): return '–'
     if isinstance(v, float): return f'{v:.3f}'
@@ -29,12 +30,11 @@ def _cell(v):
 
 def markdown_table(table:pd.DataFrame) -> str:
     "A table as Markdown, numbers with three digits"
-    rows = [list(map(str, table)), ['---']*table.shape[1], *(list(map(_cell, r)) for r in table.itertuples(index=False))]
+    rows = [list(map(_cell, r)) for r in table.itertuples(index=False)]
+    rows = [list(map(str, table)), ['---']*table.shape[1], *rows]
     return '\n'.join(f'| {" | ".join(r)} |' for r in rows)
 
-# %% ../../nbs/detector/04_card.ipynb #e90cd1bd
-_shown = dict(multiclass=('accuracy','macro_f1','auroc'), multilabel=('macro_f1','micro_f1'), tokens=('token_f1','iou_f1','auprc'), regression=('rmse','pearson'))
-
+# %% ../../nbs/detector/04_card.ipynb #7305484b
 def _interval(v): return '–' if v.get('low') is None else f'{v["low"]:.3f} to {v["high"]:.3f}'
 
 def metric_table(
@@ -44,14 +44,17 @@ def metric_table(
     "The record's metrics, those by which a kind is judged first"
     rows = []
     for task,values in record['metrics'].get(split, {}).items():
-        for m in _shown.get(Task.parse(task).kind, ()):
+        for m in kind_of(Task.parse(task)).quality:
             v = values.get(m)
             if not isinstance(v, dict) or v.get('value') is None: continue
-            rows.append({'task': task, 'metric': metric_of(task, m).label, 'value': float(v['value']), '95 % interval': _interval(v), 'posts': v['n']})
+            rows.append({'task': task, 'metric': metric_of(task, m).label, 'value': float(v['value']),
+                         '95 % interval': _interval(v), 'posts': v['n']})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/detector/04_card.ipynb #9e372365
-def _with_interval(r, k): return '–' if np.isnan(r[f'{k}_auc']) else f'{r[f"{k}_auc"]:.3f} [{r[f"{k}_low"]:.3f}, {r[f"{k}_high"]:.3f}]'
+# %% ../../nbs/detector/04_card.ipynb #fe710c9d
+def _with_interval(r, k):
+    value,low,high = (r[f'{k}_{x}'] for x in ('auc','low','high'))
+    return '–' if np.isnan(value) else f'{value:.3f} [{low:.3f}, {high:.3f}]'
 
 def community_table(
     folder:Path, # of a run
@@ -61,21 +64,26 @@ def community_table(
         table = load_predictions(folder/'predictions'/'test.parquet')
         found = bias_table(table[table['corpus'] == table['corpus'].iloc[0]])
     except HatenbError: return None
-    return pd.DataFrame([{'community': name, 'posts': int(r['n']), 'normal': int(r['n_normal']),
-                          **{f'{k} AUC': _with_interval(r, k) for k in ('subgroup','bpsn','bnsp')}} for name,r in found.iterrows()])
+    def _row(name, r):
+        aucs = {f'{k} AUC': _with_interval(r, k) for k in ('subgroup','bpsn','bnsp')}
+        return {'community': name, 'posts': int(r['n']), 'normal': int(r['n_normal']), **aucs}
+    return pd.DataFrame([_row(*each) for each in found.iterrows()])
 
 def _settled_table(m):
     "Temperatures and thresholds of a manifest"
-    return pd.DataFrame([*({'what': f'temperature of {k}', 'value': v} for k,v in m.temperatures.items()),
-                         *({'what': f'threshold of {o}', 'value': v} for t in m.thresholds.values() for o,v in t.items())])
+    rows = [{'what': f'temperature of {k}', 'value': v} for k,v in m.temperatures.items()]
+    rows += [{'what': f'threshold of {o}', 'value': v} for t in m.thresholds.values() for o,v in t.items()]
+    return pd.DataFrame(rows)
 
 def _corpora_table(record):
     "Which posts it was measured on, and by whose leave"
-    rows = [(corpora[c],known) for c,known in record['corpora'].items()]
-    return pd.DataFrame([{'corpus': c.title, 'posts (validation, test)': ', '.join(f'{n:,}' for n in known['posts'].values()), 'licence': c.licence,
-                          'paper': c.paper or '–', 'checksum': known['checksum']} for c,known in rows])
+    def _row(c, known):
+        posts = ', '.join(f'{n:,}' for n in known['posts'].values())
+        return {'corpus': c.title, 'posts (validation, test)': posts, 'licence': c.licence, 'paper': c.paper or '–',
+                'checksum': known['checksum']}
+    return pd.DataFrame([_row(corpora[name], known) for name,known in record['corpora'].items()])
 
-# %% ../../nbs/detector/04_card.ipynb #1ebda15b
+# %% ../../nbs/detector/04_card.ipynb #738835bf
 _answers_text = '''It answers: {answers}.{classes}
 
 ~~~python
@@ -92,20 +100,31 @@ Without torch, from its ONNX files:
 from hatenb.detector.runtime import Runtime
 detector = Runtime('this folder, or its name on the hub')
 ~~~'''
-_bias_text = '''How well toxic test posts (hate or offensive) are told from normal ones: among posts that name a community (subgroup), where normal posts name it and toxic ones name others
-(BPSN), and the other way round (BNSP); AUC with 95 % intervals. Rows with few normal posts say little.'''
+_bias_text = '''How well toxic test posts (hate or offensive) are told from normal ones: among posts that name a
+community (subgroup), where normal posts name it and toxic ones name others (BPSN), and the other
+way round (BNSP); AUC with 95 % intervals. Rows with few normal posts say little.'''
 
-# %% ../../nbs/detector/04_card.ipynb #1a4411c9
-_use_text = '''Research on hate speech and its detection; sorting posts for people who then decide; measuring how often such language occurs in a body of texts. The rationale words are there
-so that a person can see what the verdict rests on, and overrule it.'''
-_limits_text = '''- It must not decide alone about people or their posts: look at its error rates above first, and at those for the communities that you care about.
-- It has learned from short English posts of few platforms and years. Other languages, other platforms, irony, quotations and newly coined words are beyond what was measured.
-- Posts that mention a community without hate, and communities' own use of words that outsiders use as slurs, are known to be mistaken for hate.
+# %% ../../nbs/detector/04_card.ipynb #1915d6dc
+_quality_text = '''On the test split, which was read once, after the choice on validation posts. Intervals: bootstrap
+over posts.'''
+_calibration_text = '''Fitted on validation posts. Probabilities are given after their temperature; a community is named
+from its threshold on.'''
+_use_text = '''Research on hate speech and its detection; sorting posts for people who then decide; measuring how
+often such language occurs in a body of texts. The rationale words are there so that a person can
+see what the verdict rests on, and overrule it.'''
+_limits_text = '''\
+- It must not decide alone about people or their posts: look at its error rates above first, and at those for
+  the communities that you care about.
+- It has learned from short English posts of few platforms and years. Other languages, other platforms, irony,
+  quotations and newly coined words are beyond what was measured.
+- Posts that mention a community without hate, and communities' own use of words that outsiders use as slurs,
+  are known to be mistaken for hate.
 - The annotators disagree on half of the posts; a probability near one half can be the right answer.
-- A post longer than the encoder's window is judged by its worst window, so long posts are flagged more often than short ones.
+- A post longer than the encoder's window is judged by its worst window, so long posts are flagged more often
+  than short ones.
 - A post without a letter, a digit or an emoji is normal and says so (`"empty": true`); no model is asked.'''
 
-# %% ../../nbs/detector/04_card.ipynb #851b0d33
+# %% ../../nbs/detector/04_card.ipynb #c5e87f30
 _licence = '''MIT License
 
 Copyright (c) the hatenb authors
@@ -121,38 +140,39 @@ WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEM
 COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
 OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 
-The weights were learned from posts of these corpora, which keep their own licences and are not part of this folder: {corpora}.
+The weights were learned from posts of these corpora, which keep their own licences and are not part of this folder:
+{corpora}.
 '''
 
 def licence_text(record:dict) -> str:
     "The terms of a bundle: ours, and where those of the corpora are"
     return _licence.format(corpora=', '.join(f'{corpora[c].title} ({corpora[c].licence})' for c in record['corpora']))
 
-# %% ../../nbs/detector/04_card.ipynb #2f90023e
+# %% ../../nbs/detector/04_card.ipynb #7027051c
 def _made_text(record, n_bytes):
     c = record['config']
     how = c.get('method') or ', '.join(str(c[k]) for k in ('adapter','strategy') if c.get(k))
-    return (f'Tasks: {", ".join(c["tasks"])}. Method: {how}, on the encoder `{c["encoder"]}` (quantization: {c["quantization"]}). '
-            f'Run: `{record["id"]}`, seed {c["seed"]}. Size without the encoder: {n_bytes/1e6:.1f} MB.')
+    return (f'Tasks: {", ".join(c["tasks"])}. Method: {how}, on the encoder `{c["encoder"]}` (quantization: '
+            f'{c["quantization"]}). Run: `{record["id"]}`, seed {c["seed"]}. '
+            f'Size without the encoder: {n_bytes/1e6:.1f} MB.')
 
 def _says_text(detector):
     m = detector.manifest
-    classes = [f' Classes of {q.name}: {", ".join(q.outputs)}.' for q in m.questions.values() if q.decide == 'likeliest']
-    return _answers_text.format(answers=', '.join(detector.answers), classes=''.join(classes)) + (_onnx_text if m.onnx else '')
+    some = [q for q in m.questions.values() if q.decide == 'highest']
+    classes = ''.join(f' Classes of {q.name}: {", ".join(q.outputs)}.' for q in some)
+    text = _answers_text.format(answers=', '.join(detector.answers), classes=classes)
+    return text + (_onnx_text if m.onnx else '')
 
-# %% ../../nbs/detector/04_card.ipynb #b77b8d15
+# %% ../../nbs/detector/04_card.ipynb #323e9afc
 def _sections(detector, n_bytes, tables):
     "Title and text of each section"
     r = detector.record
     yield 'What it says of a post', _says_text(detector)
     yield 'How it was made', _made_text(r, n_bytes)
     yield 'Data', markdown_table(_corpora_table(r))
-    yield 'Quality', ('On the test split, which was read once, after the choice on validation posts. Intervals: bootstrap over posts.\n\n'
-                      + markdown_table(metric_table(r)))
+    yield 'Quality', f'{_quality_text}\n\n{markdown_table(metric_table(r))}'
     settled,bias = _settled_table(detector.manifest),community_table(detector.folder)
-    if len(settled):
-        yield 'Calibration', ('Fitted on validation posts. Probabilities are given after their temperature; a community is named from its threshold on.\n\n'
-                              + markdown_table(settled))
+    if len(settled): yield 'Calibration', f'{_calibration_text}\n\n{markdown_table(settled)}'
     if bias is not None: yield 'Bias', f'{_bias_text}\n\n{markdown_table(bias)}'
     for title,t in (tables or {}).items(): yield title, markdown_table(t)
     yield 'Intended use', _use_text

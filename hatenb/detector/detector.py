@@ -1,4 +1,4 @@
-"""A finished run as one object: a post in, and out come its class, its targets, the words that give it away, and how severe it is.
+"""A finished run as one object: a post in, and out come its class, its targets, its rationale, and how severe it is.
 
 Docs: https://hatenb.github.io/hatenb/detector/detector.html.md"""
 
@@ -8,8 +8,8 @@ Docs: https://hatenb.github.io/hatenb/detector/detector.html.md"""
 __all__ = ['asked_question', 'asked_task', 'dense_encoder', 'TorchGraph', 'model_graphs', 'Detector', 'check_finite', 'run_parts',
            'load_graphs', 'rationale_threshold']
 
-# %% ../../nbs/detector/02_detector.ipynb #19cc190b
-import copy, itertools, re, threading, warnings
+# %% ../../nbs/detector/02_detector.ipynb #7c82525a
+import copy, re, threading, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from fastcore.basics import patch
 from tokenizers import Tokenizer
 from torch import nn
 
-# %% ../../nbs/detector/02_detector.ipynb #661c38e3
+# %% ../../nbs/detector/02_detector.ipynb #ba04dd0d
 from ..core import HatenbError, read_json, resolve_device, resolve_dtype
 from ..corpora import corpora
 from ..encoder import Encoder, load_encoder
+from ..kinds import kind_of
 from ..merging import lora_updates
 from ..pretokenize import read_lexicon
 from ..studies import RunConfig, load_run, read_record
@@ -32,21 +33,17 @@ from ..training import Model
 from .runtime import (Answerer, AskedQuestion, AskedTask, Graph, Manifest, Pass, bundle_parts, find_bundle,
                                      graph_passes, onnx_logits, read_manifest)
 
-# %% ../../nbs/detector/02_detector.ipynb #89022437
-_replies = dict(multiclass=dict(activation='softmax', join='least', decide='likeliest'),
-                multilabel=dict(activation='sigmoid', join='max', decide='threshold'),
-                tokens=dict(activation='sigmoid', join='mean', decide='words', per='word'),
-                regression=dict(activation='linear', join='max', decide='value'))
-_answer_keys = dict(target='targets', score='severity')
-
+# %% ../../nbs/detector/02_detector.ipynb #c0d87c97
 def asked_question(
     task,
     name:str, # of the question, in the manifest
 ) -> AskedQuestion:
     "How a task's question is answered"
-    q = corpora[task.corpus].question(task.name)
-    answer = _answer_keys.get(name, name)
-    return AskedQuestion(name, answer, tuple(q.outputs), negative=q.details.get('negative', ''), **_replies[task.kind])
+    q = task.question
+    reply = dict(kind_of(q).reply(q))
+    of,many = reply.pop('of', None),reply['decide'] == 'thresholds'
+    answer = q.details.get('answer', 'severity' if name == 'score' else f'{name}s' if many else name)
+    return AskedQuestion(name, answer, tuple(q.outputs), negative=q.outputs[of] if of is not None else '', **reply)
 
 def asked_task(
     head,
@@ -125,7 +122,7 @@ def _model_logits(model, corpus, lock):
         with lock: return _as_arrays(model({corpus: batch}))
     return _logits
 
-# %% ../../nbs/detector/02_detector.ipynb #28c934a1
+# %% ../../nbs/detector/02_detector.ipynb #b051cccd
 @dataclass
 class TorchGraph:
     "A graph, its heads, and what gives their logits"
@@ -141,13 +138,13 @@ def _tokenizer_of(encoder):
 
 def _groups(model, dtype, merge):
     "The model's heads in groups that share a pass: (heads, plain transformer or none)"
-    heads = {k: h for k,h in model.heads.items() if h.task.kind != 'language'}
+    heads = {k: h for k,h in model.heads.items() if kind_of(h.task).reply(h.task.question)}
     dense = _dense_models(model, heads, dtype) if merge and heads else {}
     if dense: return [({k: h for k,h in heads.items() if _routes(model)[k] == n}, d) for n,d in dense.items()]
     names = dict.fromkeys(h.task.corpus for h in heads.values())
     return [({k: h for k,h in heads.items() if h.task.corpus == c}, None) for c in names]
 
-# %% ../../nbs/detector/02_detector.ipynb #ae5edd39
+# %% ../../nbs/detector/02_detector.ipynb #4c8aef44
 def model_graphs(
     model:Model,
     config:RunConfig,
@@ -159,8 +156,9 @@ def model_graphs(
     "What a trained model is asked through"
     encoder,lock = model.encoder,threading.Lock()
     rest = dict(tokenizer=_tokenizer_of(encoder), lexicon=read_lexicon(lexicon) if lexicon else None)
-    about = dict(tokenizer=_below(part, 'tokenizer.json'), max_length=config.max_length, pad=encoder.tokenizer.pad_token_id or 0,
-                 unknown=encoder.tokenizer.unk_token or '', lexicon=_below(part, 'lexicon.csv') if lexicon else '')
+    about = dict(tokenizer=_below(part, 'tokenizer.json'), lexicon=_below(part, 'lexicon.csv') if lexicon else '',
+                 max_length=config.max_length, pad=encoder.tokenizer.pad_token_id or 0,
+                 unknown=encoder.tokenizer.unk_token or '')
     out = []
     for heads,dense in _groups(model, dtype, merge):
         one = next(iter(heads.values())).task.corpus
@@ -170,7 +168,7 @@ def model_graphs(
 
 def _below(part, name): return f'{part}/{name}' if part else name
 
-# %% ../../nbs/detector/02_detector.ipynb #e562a46c
+# %% ../../nbs/detector/02_detector.ipynb #2b5b81f7
 class Detector(Answerer):
     "A trained model that is asked about raw posts"
     def __init__(self,
@@ -180,11 +178,12 @@ class Detector(Answerer):
         record:dict,           # the run's
         parts:dict[str,Path]): # folders of the models it is made of: in a bundle → here
         if not passes:
-            raise HatenbError('the run answers nothing that can be asked of a post', folder, 'Take a run with the task label, target, rationale or score.')
+            raise HatenbError('the run answers nothing that can be asked of a post', folder,
+                              'Take a run with the task label, target, rationale or score.')
         super().__init__(folder, manifest, passes)
         self.record,self.parts = record,parts
 
-# %% ../../nbs/detector/02_detector.ipynb #5feb2a35
+# %% ../../nbs/detector/02_detector.ipynb #458e3a5b
 def check_finite(
     tensors:dict[str,torch.Tensor],
     place,                         # file or folder, for the error
@@ -192,14 +191,15 @@ def check_finite(
     "Raise `HatenbError` if one of the tensors holds what is no number"
     for k,v in tensors.items():
         if v.is_floating_point() and not torch.isfinite(v).all():
-            raise HatenbError(f'the weights {k} hold what is no number', place, 'They are broken: train, make or fetch them again.')
+            raise HatenbError(f'the weights {k} hold what is no number', place,
+                              'They are broken: train, make or fetch them again.')
 
 def _learned(model):
     "The tensors that were trained: adapters and heads"
     added = {k: v for name in model.encoder.methods for k,v in model.encoder.adapter_parameters(name).items()}
     return added | dict(model.heads.state_dict())
 
-# %% ../../nbs/detector/02_detector.ipynb #feae6e11
+# %% ../../nbs/detector/02_detector.ipynb #6b831807
 def run_parts(
     folder:Path,   # of a finished run
     record:dict,
@@ -209,26 +209,34 @@ def run_parts(
     if 'join' not in (config.get('strategy'), config.get('method')): return {'': folder}
     out = {f'parts/{i}': folder.parent/i for i in record.get('sources', [])}
     for f in out.values():
-        if not (f/'record.json').is_file(): raise HatenbError('a run that this one joins is not there', f, 'Put it beside the run that joins it.')
+        if not (f/'record.json').is_file():
+            raise HatenbError('a run that this one joins is not there', f, 'Put it beside the run that joins it.')
     return out
 
-# %% ../../nbs/detector/02_detector.ipynb #de2d5e65
-def load_graphs(folder:Path, part:str, device="cpu", dtype:str="float32", merge:bool=True) -> list[TorchGraph]:
-    "The graphs of a finished run's model, its weights looked at"
+# %% ../../nbs/detector/02_detector.ipynb #cdd33ef0
+def load_graphs(
+    folder:Path,          # of a finished run, or the part of a bundle
+    part:str,             # its folder below the bundle
+    device='cpu',
+    dtype:str='float32',
+    merge:bool=True,      # add adapters to the weights where that is possible
+) -> list[TorchGraph]:
+    "The graphs of a finished run's model; raises `HatenbError` if it is none, or a weight is no number"
     config = RunConfig.from_dict(read_record(folder/'record.json')['config'], folder/'record.json')
     model = load_run(folder, device)
     check_finite(_learned(model), folder)
-    lexicon = folder/config.lexicon if config.lexicon and (folder/config.lexicon).is_file() else config.lexicon
+    beside = bool(config.lexicon) and (folder/config.lexicon).is_file()
+    lexicon = folder/config.lexicon if beside else config.lexicon
     return model_graphs(model, config, part, resolve_dtype(dtype, device), merge, lexicon)
 
 def _questions_of(heads):
-    "The questions that these heads answer, with the outputs that they know; classes first, then communities, words, numbers"
+    "The questions that these heads answer, with the outputs that they know: classes, communities, words, numbers"
     out,known = {},{}
     for h,name in zip(heads, _question_names(heads).values()):
         out.setdefault(name, asked_question(h.task, name))
         known.setdefault(name, set()).update(h.task.outputs)
     out = {k: replace(q, outputs=tuple(o for o in q.outputs if o in known[k])) for k,q in out.items()}
-    order = ['likeliest','threshold','words','value']
+    order = ['highest','thresholds','threshold','number']
     return dict(sorted(out.items(), key=lambda kv: order.index(kv[1].decide) if kv[1].decide in order else len(order)))
 
 def _describe(id, graphs, **settled) -> Manifest:
@@ -237,21 +245,24 @@ def _describe(id, graphs, **settled) -> Manifest:
     tasks = {h.task.key: asked_task(h, name) for h,name in zip(heads, _question_names(heads).values())}
     return Manifest(id, _questions_of(heads), tasks, tuple(g.graph for g in graphs), **settled)
 
-# %% ../../nbs/detector/02_detector.ipynb #717e8524
+# %% ../../nbs/detector/02_detector.ipynb #2cb329f8
 def _fitted(folder, manifest):
     "Temperatures and thresholds, as a manifest has them"
     from hatenb.calibration import apply_temperature, decisions
     from hatenb.evaluation import load_predictions
-    if not any(q.decide != 'value' for q in manifest.questions.values()): return {}
+    if not any(q.decide != 'number' for q in manifest.questions.values()): return {}
     try:
         table = load_predictions(folder/'predictions'/'validation.parquet')
         d = decisions(table)
     except HatenbError as e:
         warnings.warn(f'the probabilities are not calibrated: {e}')
         return {}
-    lines = {q.name: {o: d['thresholds'][o] for o in q.outputs if o in d['thresholds']} for q in manifest.questions.values() if q.decide == 'threshold'}
-    if 'rationale' in d['temperatures']: lines['rationale'] = {'rationale': rationale_threshold(apply_temperature(table, d['temperatures']))}
-    return dict(temperatures={k: v for k,v in d['temperatures'].items() if k in manifest.questions}, thresholds=lines)
+    asked,lines = manifest.questions,{}
+    for q in asked.values():
+        if q.decide == 'thresholds': lines[q.name] = {o: d['thresholds'][o] for o in q.outputs if o in d['thresholds']}
+        if q.per == 'word' and q.name in d['temperatures']:
+            lines[q.name] = {q.outputs[0]: rationale_threshold(apply_temperature(table, d['temperatures']))}
+    return dict(temperatures={k: v for k,v in d['temperatures'].items() if k in asked}, thresholds=lines)
 
 def rationale_threshold(
     table, # validation predictions with gold
@@ -260,18 +271,19 @@ def rationale_threshold(
     from hatenb.calibration import best_threshold
     from hatenb.evaluation import word_probabilities
     t = table[table['rationale_token_prob'].notna() & (table['label'] != 0)]
-    return best_threshold(np.concatenate([word_probabilities(r) for r in t.itertuples()]), np.concatenate([*t['rationale_any']]))
+    found = np.concatenate([word_probabilities(r) for r in t.itertuples()])
+    return best_threshold(found, np.concatenate([*t['rationale_any']]))
 
-# %% ../../nbs/detector/02_detector.ipynb #09c74432
+# %% ../../nbs/detector/02_detector.ipynb #73252610
 @patch(cls_method=True)
 def from_run(cls:Detector,
     folder:str|Path,           # of a finished run
     device:str='auto',
-    dtype:str='auto',          # of the transformer, where the adapters are added to it: float32, bfloat16; auto is the faster one
+    dtype:str='auto',          # of a transformer with the adapters added: float32, bfloat16; auto is the faster one
     merge:bool=True,           # add the adapters to the weights: faster, and the same within rounding
     exact:bool=False,          # each task's posts are read as its own corpus writes them, in a pass of its own
 ) -> Detector:
-    "The detector of a finished run, calibrated on its validation predictions; raises `HatenbError` if it is none, or damaged"
+    "The detector of a finished run, calibrated on validation posts; raises `HatenbError` if it is none, or damaged"
     folder,device = Path(folder),resolve_device(device)
     record = read_record(folder/'record.json')
     parts = run_parts(folder, record)
@@ -280,10 +292,12 @@ def from_run(cls:Detector,
     manifest = replace(manifest, **_fitted(folder, manifest))
     return cls(folder, manifest, _passes(manifest, graphs, exact), record, parts)
 
-def _passes(manifest, graphs, exact): return [p for g in graphs for p in graph_passes(manifest, g.graph, exact, **g.rest)]
+def _passes(manifest, graphs, exact):
+    return [p for g in graphs for p in graph_passes(manifest, g.graph, exact, **g.rest)]
 
-# %% ../../nbs/detector/02_detector.ipynb #c4b948f1
-_hub_name = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
+# %% ../../nbs/detector/02_detector.ipynb #eaa63bc1
+def _on_hub(name): return re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name) and not Path(name).exists()
+def _is_plain(name): return isinstance(name, str) and Path(name).name == name != '..'
 
 def _check_part(folder, record):
     "Raise if the record of a bundle's part asks for anything that is not in the folder, but for an encoder of the hub"
@@ -292,25 +306,26 @@ def _check_part(folder, record):
     if not isinstance(config, dict): _no('the configuration is not an object')
     if 'join' in (config.get('strategy'), config.get('method')): _no('a part of a bundle joins other runs')
     encoder,lexicon = config.get('encoder', 'minilm'),config.get('lexicon', '')
-    if not isinstance(encoder, str) or encoder not in ('minilm','encoder') and (not _hub_name.fullmatch(encoder) or Path(encoder).exists()):
+    if not isinstance(encoder, str) or encoder not in ('minilm','encoder') and not _on_hub(encoder):
         _no('the encoder is neither in the bundle, nor embedded, nor a name on the hub')
     if encoder == 'encoder': _check_encoder(folder/'encoder')
     if lexicon not in ('', 'lexicon.csv'): _no('the lexicon is not in the bundle')
     names = record.get('adapters', ['shared'])
-    if not isinstance(names, list) or not all(isinstance(n, str) and n and Path(n).name == n and n != '..' for n in names): _no('the adapters are no names')
+    if not isinstance(names, list) or not all(map(_is_plain, names)): _no('the adapters are no names')
 
-# %% ../../nbs/detector/02_detector.ipynb #7a25bfab
+# %% ../../nbs/detector/02_detector.ipynb #0dda3f6d
 def _check_encoder(folder):
     "Raise if files of a bundle's encoder would make `transformers` look elsewhere"
     def _no(what, f): raise HatenbError(what, f, 'Make the bundle again.')
     if not folder.is_dir(): _no('the encoder is missing', folder)
-    if (folder/'adapter_config.json').exists(): _no('the encoder names another model to stand on', folder/'adapter_config.json')
+    other = folder/'adapter_config.json'
+    if other.exists(): _no('the encoder names another model to stand on', other)
     for f in folder.glob('*.index.json'):
         names = read_json(f)
         names = names.get('weight_map') if isinstance(names, dict) else None
-        if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()): _no('the weights lie elsewhere', f)
+        if not isinstance(names, dict) or not all(map(_is_plain, names.values())): _no('the weights lie elsewhere', f)
 
-# %% ../../nbs/detector/02_detector.ipynb #fa9b2401
+# %% ../../nbs/detector/02_detector.ipynb #57c821af
 def _bundle_graphs(folder, m, device, dtype):
     "The graphs of all models of a bundle; whatever is wrong with them is one error"
     out = []
@@ -320,12 +335,13 @@ def _bundle_graphs(folder, m, device, dtype):
             out += load_graphs(folder/part, part, device, dtype, True)
         except HatenbError: raise
         except Exception as e:   # a file that was made by hand can be wrong in any way
-            raise HatenbError(f'the model cannot be built ({type(e).__name__}: {str(e)[:200]})', folder/part, 'Make the bundle again, or fetch it again.') from e
+            why = f'the model cannot be built ({type(e).__name__}: {str(e)[:200]})'
+            raise HatenbError(why, folder/part, 'Make the bundle again, or fetch it again.') from e
     if sorted(k for g in out for k in g.heads) != sorted(m.tasks):
-        raise HatenbError('the heads are not those of the manifest', folder, 'Make the bundle again, or fetch it again.')
+        raise HatenbError('the heads are not those of the manifest', folder, 'Make or fetch the bundle again.')
     return out
 
-# %% ../../nbs/detector/02_detector.ipynb #3240ff1c
+# %% ../../nbs/detector/02_detector.ipynb #fa3f3923
 @patch(cls_method=True)
 def from_pretrained(cls:Detector,
     place:str|Path,            # a bundle's folder, or its name on the hub
@@ -337,18 +353,21 @@ def from_pretrained(cls:Detector,
 ) -> Detector:
     """The detector of a bundle; nothing is fetched if it is a folder or in the hub's cache.
     Raises `HatenbError` if there is no such bundle, or if it is damaged."""
-    if backend not in ('torch','onnx'): raise HatenbError(f'there is no backend {backend!r}', 'backend', 'Use torch or onnx.')
+    if backend not in ('torch','onnx'):
+        raise HatenbError(f'there is no backend {backend!r}', 'backend', 'Use torch or onnx.')
     folder = find_bundle(place, revision)
     m = read_manifest(folder)
     record,parts = read_record(folder/'record.json'),{p: folder/p for p in m.parts}
     if backend == 'onnx':
         if not m.onnx: raise HatenbError('the bundle has no ONNX files', folder, 'Make it with `--onnx int8`.')
-        graphs = [TorchGraph(g, {}, dict(bundle_parts(folder, g), logits=onnx_logits(folder/g.onnx, g.tasks, torch.get_num_threads()))) for g in m.graphs]
-        return cls(folder, m, _passes(m, graphs, exact), record, parts)
+        def _graph(g):
+            logits = onnx_logits(folder/g.onnx, g.tasks, torch.get_num_threads())
+            return TorchGraph(g, {}, dict(bundle_parts(folder, g), logits=logits))
+        return cls(folder, m, _passes(m, map(_graph, m.graphs), exact), record, parts)
     graphs = _bundle_graphs(folder, m, resolve_device(device), dtype)
     return cls(folder, m, _passes(m, graphs, exact), record, parts)
 
-# %% ../../nbs/detector/02_detector.ipynb #335a09a4
+# %% ../../nbs/detector/02_detector.ipynb #15181dec
 @patch
 def save(self:Detector,
     folder:str|Path,                 # must not be there yet
@@ -356,7 +375,7 @@ def save(self:Detector,
     whole:bool=False,                # with the encoder, so that nothing else is needed
     tables:dict|None=None,           # more tables for the model card, by title
 ) -> Path:
-    "Write the bundle, or nothing; returns its folder. Raises `HatenbError` if something is there already, or cannot be exported"
+    "Write the bundle, or nothing; returns its folder. Raises `HatenbError` if it is there, or can't be exported"
     from hatenb.detector.bundle import save_bundle
     return save_bundle(self, folder, onnx, whole, tables)
 

@@ -25,7 +25,7 @@ from ..core import HatenbError, Registry, file_sha256
 from ..pretokenize import (Words, lexicon_counts, masked, pretokenizers, read_lexicon, says_nothing, sub_tokens,
                                 windows)
 
-# %% ../../nbs/detector/01_runtime.ipynb #e0702124
+# %% ../../nbs/detector/01_runtime.ipynb #60406604
 class Detection(dict):
     "What a detector says about one post"
     reveal = False      # whether it shows slurs
@@ -34,7 +34,8 @@ def json_line(d:dict) -> str:
     """The answer as one line of JSON; what UTF-8 cannot hold (lone surrogates) is escaped.
     Raises `HatenbError` for what JSON has no number for."""
     try: line = json.dumps(d, ensure_ascii=False, allow_nan=False)
-    except ValueError: raise HatenbError('the answer holds what is no number', 'json_line', 'Look where it came from.') from None
+    except ValueError:
+        raise HatenbError('the answer holds what is no number', 'json_line', 'Look where it came from.') from None
     try: line.encode()
     except UnicodeEncodeError: line = json.dumps(d, allow_nan=False)
     return line
@@ -80,7 +81,7 @@ def _with_marks(text, words, most=4000):
     more = f' <small>… {len(text)-most:,} more characters</small>' if len(text) > most else ''
     return ''.join(parts) + _safe(text[at:most]) + more
 
-# %% ../../nbs/detector/01_runtime.ipynb #0143ec28
+# %% ../../nbs/detector/01_runtime.ipynb #28743982
 def _probabilities(d):
     "Title, probabilities and decisions of each question with classes or communities"
     for k,values in d.items():
@@ -90,14 +91,20 @@ def _probabilities(d):
         given = d.get(title)
         yield title, values, given if isinstance(given, list) else [given]
 
-def _reasons(d): return sorted((w for v in d.values() if isinstance(v, list) for w in v if isinstance(w, dict)), key=lambda w: w['start'])
+def _reasons(d):
+    words = (w for v in d.values() if isinstance(v, list) for w in v if isinstance(w, dict))
+    return sorted(words, key=lambda w: w['start'])
+
 def _numbers(d): return [(k, v) for k,v in d.items() if isinstance(v, float)]
 
-# %% ../../nbs/detector/01_runtime.ipynb #a4d91b05
+# %% ../../nbs/detector/01_runtime.ipynb #4f359377
 def _bars(title, values, given):
     many = sorted(values, key=values.get, reverse=True)[:max(3, len(given))] if len(values) > 3 else values
-    rows = ''.join(f'<dt{" class=given" if k in given else ""}>{"▸ " if k in given else ""}{html.escape(k)}</dt>'
-                   f'<dd><i style="width:{70*values[k]:.0f}%;min-width:1px" aria-hidden="true"></i>{values[k]:.2f}</dd>' for k in many)
+    def _row(k):
+        name = f'<dt class=given>▸ {html.escape(k)}</dt>' if k in given else f'<dt>{html.escape(k)}</dt>'
+        bar = f'<i style="width:{70*values[k]:.0f}%;min-width:1px" aria-hidden="true"></i>'
+        return f'{name}<dd>{bar}{values[k]:.2f}</dd>'
+    rows = ''.join(map(_row, many))
     return f'<h4>{html.escape(title.capitalize())}</h4><dl>{rows}</dl>'
 
 @patch
@@ -107,7 +114,8 @@ def to_html(self:Detection,
     "The post with its marked words, and bars for classes and communities"
     parts = [f'<p dir="auto">{_with_marks(masked(self["text"], reveal), _reasons(self))}</p>']
     parts += [_bars(*each) for each in _probabilities(self)]
-    parts += [f'<h4>{html.escape(k.capitalize())}</h4><dl><dt>score</dt><dd>{v:+.2f}</dd></dl>' for k,v in _numbers(self)]
+    for k,v in _numbers(self):
+        parts.append(f'<h4>{html.escape(k.capitalize())}</h4><dl><dt>score</dt><dd>{v:+.2f}</dd></dl>')
     if self.get('empty'): parts.append('<small>the post says nothing</small>')
     if self.get('windows', 1) > 1: parts.append(f'<small>read in {self["windows"]} overlapping windows</small>')
     return f'<div class="hatenb">{"".join(parts)}</div>'
@@ -166,7 +174,7 @@ class AskedTask:
     mean: float = 0.         # of what was learned in standard deviations
     sd: float = 1.
 
-# %% ../../nbs/detector/01_runtime.ipynb #707eb1e7
+# %% ../../nbs/detector/01_runtime.ipynb #da604aa5
 @dataclass(frozen=True)
 class Graph:
     "A transformer with the heads that look at it, and how posts are encoded for it"
@@ -185,10 +193,10 @@ class Manifest:
     questions: dict[str,AskedQuestion]
     tasks: dict[str,AskedTask]
     graphs: tuple[Graph,...]
-    temperatures: dict[str,float] = field(default_factory=dict)            # question → what its logits are divided by
-    thresholds: dict[str,dict[str,float]] = field(default_factory=dict)    # question → output → from which value on it counts
+    temperatures: dict[str,float] = field(default_factory=dict)         # question → what its logits are divided by
+    thresholds: dict[str,dict[str,float]] = field(default_factory=dict) # question → output → from where on it counts
     parts: tuple[str,...] = ('',)            # folders with adapters and heads
-    files: dict[str,str] = field(default_factory=dict)                     # name → SHA-256
+    files: dict[str,str] = field(default_factory=dict)                  # name → SHA-256
     onnx: str = ''                           # float32 or int8, if there are ONNX files
     made_by: dict = field(default_factory=dict)
     format: int = 2
@@ -200,36 +208,37 @@ def to_dict(self:Manifest) -> dict:
     d = asdict(self)
     return {**d, 'questions': list(d['questions'].values()), 'tasks': list(d['tasks'].values())}
 
-# %% ../../nbs/detector/01_runtime.ipynb #c13fd23a
+# %% ../../nbs/detector/01_runtime.ipynb #1993e554
 def _is_name(x): return isinstance(x, str) and 0 < len(x) <= 200 and x.isprintable()
 def _is_names(x): return isinstance(x, list) and 0 < len(x) <= 1000 and all(map(_is_name, x)) and len(set(x)) == len(x)
 def _is_number(x): return isinstance(x, (int,float)) and not isinstance(x, bool) and abs(x) < 1e12
 def _is_count(x, least=0): return isinstance(x, int) and not isinstance(x, bool) and least <= x <= 10_000_000
 def _is_sha(x): return isinstance(x, str) and len(x) == 64 and set(x) <= set('0123456789abcdef')
+def _is_list(x): return isinstance(x, list) and 0 < len(x) <= 1000
 def _is_file(x):
     if not _is_name(x) or '\\' in x or ':' in x: return False
     p = PurePosixPath(x)
     return not p.is_absolute() and '..' not in p.parts and str(p) == x != '.'
-def _is_table(x, ok): return isinstance(x, dict) and len(x) <= 10_000 and all(map(_is_name, x)) and all(map(ok, x.values()))
+def _is_table(x, ok):
+    return isinstance(x, dict) and len(x) <= 10_000 and all(map(_is_name, x)) and all(map(ok, x.values()))
 def _or_empty(ok): return lambda x: x == '' or ok(x)
 
-# %% ../../nbs/detector/01_runtime.ipynb #e9c09732
-_question_fields = dict(name=_is_name, answer=_is_name, outputs=_is_names, activation=_is_name, join=_is_name, decide=_is_name,
-                        per=lambda x: x in ('post','word'), negative=_or_empty(_is_name))
+# %% ../../nbs/detector/01_runtime.ipynb #49894706
+_question_fields = dict(name=_is_name, answer=_is_name, outputs=_is_names, activation=_is_name, join=_is_name,
+                        decide=_is_name, per=lambda x: x in ('post','word'), negative=_or_empty(_is_name))
 _task_fields = dict(key=_is_name, question=_is_name, outputs=_is_names, pretokenizer=_is_name, mean=_is_number,
                     sd=lambda x: _is_number(x) and x >= 0)
 _graph_fields = dict(tasks=_is_names, tokenizer=_is_file, max_length=lambda x: _is_count(x, 3), pad=_is_count,
                      unknown=_or_empty(_is_name), lexicon=_or_empty(_is_file), onnx=_or_empty(_is_file))
 _manifest_fields = dict(
-    id=_is_name, questions=lambda x: isinstance(x, list) and len(x) > 0, tasks=lambda x: isinstance(x, list) and len(x) > 0,
-    graphs=lambda x: isinstance(x, list) and 0 < len(x) <= 1000,
+    id=_is_name, questions=_is_list, tasks=_is_list, graphs=_is_list,
     temperatures=lambda x: _is_table(x, lambda v: _is_number(v) and v > 0),
     thresholds=lambda x: _is_table(x, lambda t: _is_table(t, lambda v: _is_number(v) and 0 <= v <= 1)),
-    parts=lambda x: isinstance(x, list) and all(map(_or_empty(_is_file), x)) and 0 < len(x) <= 1000,
+    parts=lambda x: _is_list(x) and all(map(_or_empty(_is_file), x)),
     files=lambda x: _is_table(x, _is_sha) and all(map(_is_file, x)),
     onnx=lambda x: x in ('','float32','int8'), made_by=lambda x: isinstance(x, dict), format=lambda x: x == 2)
 
-# %% ../../nbs/detector/01_runtime.ipynb #bea76e5b
+# %% ../../nbs/detector/01_runtime.ipynb #111cb7a5
 _again = 'Make the bundle again with `hatenb bundle`, or fetch it again.'
 
 def _field_error(what, place): return HatenbError(what, place, _again)
@@ -237,7 +246,8 @@ def _field_error(what, place): return HatenbError(what, place, _again)
 def _object(cls, fields, d, place):
     "A dictionary as one of the classes above, each field looked at"
     if not isinstance(d, dict): raise _field_error('this is not an object', place)
-    if unknown := sorted(map(str, set(d)-set(fields))): raise _field_error(f'there is an unknown field {unknown[0]!r}', place)
+    if unknown := sorted(map(str, set(d)-set(fields))):
+        raise _field_error(f'there is an unknown field {unknown[0][:50]!r}', place)
     for k,ok in fields.items():
         if k not in d: raise _field_error(f'the field {k!r} is missing', place)
         if not ok(d[k]): raise _field_error(f'{k} is not what it should be', place)
@@ -250,7 +260,7 @@ def _by(key, cls, fields, rows, place):
     if len(out) < len(found): raise _field_error('two have the same name', place)
     return out
 
-# %% ../../nbs/detector/01_runtime.ipynb #3a85e498
+# %% ../../nbs/detector/01_runtime.ipynb #78974ae1
 @patch(cls_method=True)
 def from_dict(cls:Manifest,
     d:dict,                        # as `to_dict` makes it
@@ -258,7 +268,8 @@ def from_dict(cls:Manifest,
 ) -> Manifest:
     "The manifest that JSON holds; raises `HatenbError` for the first field that is not what it should be"
     if not isinstance(d, dict) or d.get('format') != cls.format:
-        raise HatenbError(f'this is no bundle of format {cls.format}', place, 'Make it again with `hatenb bundle`, or update hatenb.')
+        raise HatenbError(f'this is no bundle of format {cls.format}', place,
+                          'Make it again with `hatenb bundle`, or update hatenb.')
     _object(dict, _manifest_fields, d, place)
     m = cls(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()} | dict(
         questions=_by('name', AskedQuestion, _question_fields, d['questions'], f'{place}, questions'),
@@ -267,7 +278,7 @@ def from_dict(cls:Manifest,
     _check_names(m, place)
     return m
 
-# %% ../../nbs/detector/01_runtime.ipynb #27611a20
+# %% ../../nbs/detector/01_runtime.ipynb #790f9bec
 def _check_names(m, place):
     "Raise unless all that the parts of a manifest name is there"
     def _no(what): raise _field_error(what, place)
@@ -277,16 +288,20 @@ def _check_names(m, place):
     for t in m.tasks.values():
         pretokenizers[t.pretokenizer]
         if t.question not in m.questions: _no(f'there is no question {t.question!r}')
-        if not set(t.outputs) <= set(m.questions[t.question].outputs): _no(f'{t.key} has outputs that its question has not')
-    if sorted(k for g in m.graphs for k in g.tasks) != sorted(m.tasks): _no('the graphs do not hold each task exactly once')
+        known = m.questions[t.question].outputs
+        if not set(t.outputs) <= set(known): _no(f'{t.key} has outputs that its question has not')
+    held = sorted(k for g in m.graphs for k in g.tasks)
+    if held != sorted(m.tasks): _no('the graphs do not hold each task exactly once')
     named = {f for g in m.graphs for f in (g.tokenizer, g.lexicon, g.onnx) if f}
     if lacking := sorted(named-set(m.files)): _no(f'the file {lacking[0]!r} has no checksum')
     if m.onnx and not all(g.onnx for g in m.graphs): _no('a graph has no ONNX file')
     for k,t in m.thresholds.items():
-        if k not in m.questions or not set(t) <= set(m.questions[k].outputs): _no(f'there is a threshold for what {k} does not answer')
-    if lacking := sorted(set(m.temperatures)-set(m.questions)): _no(f'there is a temperature of {lacking[0]}, which is not asked')
+        if k not in m.questions or not set(t) <= set(m.questions[k].outputs):
+            _no(f'there is a threshold for what {k} does not answer')
+    if lacking := sorted(set(m.temperatures)-set(m.questions)):
+        _no(f'there is a temperature of {lacking[0]}, which is not asked')
 
-# %% ../../nbs/detector/01_runtime.ipynb #a5198842
+# %% ../../nbs/detector/01_runtime.ipynb #9e448ae6
 activations = Registry('activation')
 
 @activations.register('softmax')
@@ -297,20 +312,20 @@ def _softmax(logits, task):
 @activations.register('sigmoid')
 def _sigmoid(logits, task): return np.exp(-np.logaddexp(0, -logits))
 
-@activations.register('linear')
-def _linear(logits, task): return task.mean + task.sd*logits
+@activations.register('scaled')
+def _scaled(logits, task): return task.mean + task.sd*logits
 
-# %% ../../nbs/detector/01_runtime.ipynb #e200a20a
+# %% ../../nbs/detector/01_runtime.ipynb #77b44d42
 joins = Registry('way to join windows')
 
-@joins.register('least')
-def _least(values, question, task):
+@joins.register('lowest')
+def _lowest(values, question, task):
     "The values of the window in which the output that says that nothing is wrong has least"
     at = task.outputs.index(question.negative) if question.negative in task.outputs else 0
     return min(values, key=lambda v: v[at])
 
-@joins.register('max')
-def _max(values, question, task): return np.max(values, 0)
+@joins.register('highest')
+def _highest(values, question, task): return np.max(values, 0)
 
 @joins.register('mean')
 def _mean(values, question, task): return np.mean(values, 0)
@@ -325,76 +340,85 @@ def _word_means(
     n = np.bincount(token_word, minlength=n_words)
     return np.bincount(token_word, values, minlength=n_words)/np.maximum(n, 1)
 
-# %% ../../nbs/detector/01_runtime.ipynb #5c055d61
+# %% ../../nbs/detector/01_runtime.ipynb #93e2239c
 deciders = Registry('way to decide')
 
-@deciders.register('likeliest')
+@deciders.register('highest')
 def _likeliest(q, values, thresholds, text, spans):
     "One of several classes"
     if values is None: values = {o: float(o == q.negative) for o in q.outputs} if q.negative else {}
     return {q.answer: max(values, key=values.get, default=None), f'{q.name}_prob': values}
 
-@deciders.register('threshold')
+@deciders.register('thresholds')
 def _above(q, values, thresholds, text, spans):
     "Those at or above their thresholds"
     if values is None: values = dict.fromkeys(q.outputs, 0.)
     return {q.answer: [o for o,v in values.items() if v >= thresholds.get(o, .5)], f'{q.name}_prob': values}
 
-@deciders.register('value')
+@deciders.register('number')
 def _value(q, values, thresholds, text, spans):
     "The number itself"
     return {q.answer: None if values is None else next(iter(values.values()))}
 
-@deciders.register('words')
+@deciders.register('threshold')
 def _words(q, values, thresholds, text, spans):
     "Words at or above the threshold, with their places"
     line = thresholds.get(q.outputs[0], .5)
-    return {q.answer: [dict(word=text[a:b], start=a, end=b, weight=w) for w,(a,b) in zip(values or [], spans) if w >= line]}
+    found = [(w, *span) for w,span in zip(values or [], spans) if w >= line]
+    return {q.answer: [dict(word=text[a:b], start=a, end=b, weight=w) for w,a,b in found]}
 
-# %% ../../nbs/detector/01_runtime.ipynb #39b1a7de
+# %% ../../nbs/detector/01_runtime.ipynb #85aeb8b6
 def _read_json(place):
     "JSON from a stranger: no NaN, no abyss, no number of a thousand digits"
     def _constant(x): raise ValueError(f'{x} is no number')
-    if not place.is_file(): raise HatenbError('the bundle has no manifest', place, 'A run is opened with `Detector.from_run`; a bundle is fetched whole.')
+    if not place.is_file():
+        raise HatenbError('the bundle has no manifest', place,
+                          'A run is opened with `Detector.from_run`; a bundle is fetched whole.')
     if place.stat().st_size > 20_000_000: raise HatenbError('the manifest is far too long', place, _again)
     try: return json.loads(place.read_text(encoding='utf-8'), parse_constant=_constant)
-    except (ValueError, RecursionError, OSError) as e: raise HatenbError(f'the JSON is broken: {str(e)[:100]}', place, _again) from None
+    except (ValueError, RecursionError, OSError) as e:
+        raise HatenbError(f'the JSON is broken: {str(e)[:100]}', place, _again) from None
 
 def _lies_within(file, folder):
     "Whether a file, its links followed, is one of the folder's own"
     real,home = file.resolve(),folder.resolve()
     return real.is_relative_to(home) or home.parent.name == 'snapshots' and real.parent == home.parent.parent/'blobs'
 
-# %% ../../nbs/detector/01_runtime.ipynb #5a9a1fab
+# %% ../../nbs/detector/01_runtime.ipynb #5853707a
 _loaded = '.json','.safetensors','.onnx','.csv','.txt','.model'      # endings of files that are loaded
 
 def _unnamed(folder, names):
     "Files that a loader might pick up, and the manifest does not name"
     found = (f.relative_to(folder) for f in folder.rglob('*') if f.suffix in _loaded)
-    return sorted(f.as_posix() for f in found if f.as_posix() not in names and not any(p.startswith('.') for p in f.parts))
+    shown = (f.as_posix() for f in found if not any(p.startswith('.') for p in f.parts))
+    return sorted(f for f in shown if f not in names)
 
 def _check_files(folder, files):
     "Raise unless exactly the files of a manifest are there, as they were"
     for name,sha in files.items():
         f = folder/name
         if not f.is_file(): raise HatenbError('the bundle lacks a file', f, 'Copy or fetch the whole folder again.')
-        if not _lies_within(f, folder): raise HatenbError('the file lies outside the bundle', f, 'Put the file itself there, not a link.')
-        if file_sha256(f) != sha: raise HatenbError('the file is not the one the bundle was made with', f, 'It was changed or cut off: copy or fetch it again.')
+        if not _lies_within(f, folder):
+            raise HatenbError('the file lies outside the bundle', f, 'Put the file itself there, not a link.')
+        if file_sha256(f) != sha:
+            raise HatenbError('the file is not the one the bundle was made with', f,
+                              'It was changed or cut off: copy or fetch it again.')
     if extra := _unnamed(folder, {'detector.json', *files}):
-        raise HatenbError('the manifest does not name this file', folder/extra[0], 'Remove it, or fetch the bundle again.')
+        raise HatenbError('the manifest does not name this file', folder/extra[0],
+                          'Remove it, or fetch the bundle again.')
 
-# %% ../../nbs/detector/01_runtime.ipynb #0a1ea3ab
+# %% ../../nbs/detector/01_runtime.ipynb #09d5d346
 def read_manifest(
     folder:str|Path, # of a bundle
 ) -> Manifest:
-    "What a bundle's detector.json says, after a look at all files; raises `HatenbError` for the first that is not as it should be"
+    "What a bundle's detector.json says, after a look at all files; raises `HatenbError` for the first that is wrong"
     folder = Path(folder)
     place = folder/'detector.json'
     m = Manifest.from_dict(_read_json(place), place)
     _check_files(folder, m.files)
     return m
 
-# %% ../../nbs/detector/01_runtime.ipynb #b4d79728
+# %% ../../nbs/detector/01_runtime.ipynb #7300b658
 def find_bundle(
     place:str|Path,           # a folder, or a name on the hub
     revision:str|None=None,   # branch, tag or commit on the hub
@@ -405,7 +429,8 @@ def find_bundle(
     missing = 'there is no such bundle, here or on the hub'
     try: from huggingface_hub import snapshot_download
     except ImportError: raise HatenbError(missing, place, 'Check the path, or install huggingface_hub.') from None
-    try: return Path(snapshot_download(str(place), revision=revision, allow_patterns=[*(f'*{e}' for e in _loaded), '*.md', 'LICENSE']))
+    wanted = [*(f'*{e}' for e in _loaded), '*.md', 'LICENSE']
+    try: return Path(snapshot_download(str(place), revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as e:    # what the hub's client raises are these
         raise HatenbError(f'{missing} ({str(e).splitlines()[0]})', place, 'Check the name, or the network.') from None
 
@@ -451,7 +476,7 @@ class Answerer:
         return [q for q in self.manifest.questions if q in asked]
     def __repr__(self): return f'{type(self).__name__} of {self.id}: {", ".join(self.answers)}'
 
-# %% ../../nbs/detector/01_runtime.ipynb #4f6788f1
+# %% ../../nbs/detector/01_runtime.ipynb #8f18ea94
 def _padded(rows, fill):
     "[rows, longest] int64"
     out = np.full((len(rows), max(map(len, rows))), fill, np.int64)
@@ -467,10 +492,11 @@ def _cut(p, posts):
 def _batch(p, cut, extra):
     "Some windows as arrays"
     posts,ids,words = zip(*cut)
-    batch = dict(input_ids=_padded(ids, p.graph.pad), attention_mask=_padded([[1]*len(i) for i in ids], 0), token_word=_padded(words, -1))
+    mask = _padded([[1]*len(i) for i in ids], 0)
+    batch = dict(input_ids=_padded(ids, p.graph.pad), attention_mask=mask, token_word=_padded(words, -1))
     return batch if extra is None else batch | dict(extra=extra[list(posts)])
 
-# %% ../../nbs/detector/01_runtime.ipynb #af125fef
+# %% ../../nbs/detector/01_runtime.ipynb #57702d6d
 @patch
 def _values(self:Answerer, p:Pass, cut, extra, batch_size:int) -> dict[str,list]:
     "Task → what each window says: [outputs], or [sub-tokens] where words are asked"
@@ -482,11 +508,13 @@ def _values(self:Answerer, p:Pass, cut, extra, batch_size:int) -> dict[str,list]
             q = self.manifest.questions[t.question]
             z = np.asarray(logits[t.key], np.float64)/self.manifest.temperatures.get(q.name, 1.)
             v = activations[q.activation](z, t)
-            if not np.isfinite(v).all(): raise HatenbError(f'the answer to {q.name} is no number', self.folder, 'Its weights are broken: make or fetch it again.')
+            if not np.isfinite(v).all():
+                raise HatenbError(f'the answer to {q.name} is no number', self.folder,
+                                  'Its weights are broken: make it or fetch it again.')
             for r,x in zip(rows, v): out[t.key][r] = x
     return out
 
-# %% ../../nbs/detector/01_runtime.ipynb #99b148c9
+# %% ../../nbs/detector/01_runtime.ipynb #8f3c334a
 def _by_post(cut, n):
     "The places of each post's windows"
     out = [[] for _ in range(n)]
@@ -505,8 +533,11 @@ def _rounded(v): return np.round(v, 6).tolist()
 def _joined(self:Answerer, t:AskedTask, values, cut, places, posts) -> list[list[float]]:
     "What a task says of each post, its windows joined"
     q = self.manifest.questions[t.question]
-    if q.per == 'word': return [_rounded(_word_values([values[i] for i in at], [cut[i] for i in at], len(w))) for at,w in zip(places, posts)]
-    return [_rounded(values[at[0]] if len(at) == 1 else joins[q.join]([values[i] for i in at], q, t)) for at in places]
+    def _one(at, words):
+        some = [values[i] for i in at]
+        if q.per == 'word': return _word_values(some, [cut[i] for i in at], len(words))
+        return some[0] if len(at) == 1 else joins[q.join](some, q, t)
+    return [_rounded(_one(at, w)) for at,w in zip(places, posts)]
 
 # %% ../../nbs/detector/01_runtime.ipynb #b737c93a
 @patch
@@ -525,14 +556,14 @@ def _hear(self:Answerer, p:Pass, found:list[dict], posts:list[Words], batch_size
             else: found[i][t.question] = dict(zip(t.outputs, v)) | found[i].get(t.question, {})
     for i,at in zip(rows, places): found[i][''] = max(len(at), found[i].get('', 1))
 
-# %% ../../nbs/detector/01_runtime.ipynb #70928fbc
+# %% ../../nbs/detector/01_runtime.ipynb #2afbc3b7
 @patch
 def _detection(self:Answerer, text:str, found:dict) -> Detection:
     "The answers to a post as plain data"
     out,normal = Detection(text=text),False
     for name in self.answers:
         q,values,spans = self.manifest.questions[name],found.get(name),()
-        if q.per == 'word' and values is not None: values,spans = values if not normal else ([], ())   # a normal post has no rationale
+        if q.per == 'word': values,spans = (None, ()) if normal or values is None else values  # a normal post has none
         elif values is not None: values = {o: values[o] for o in q.outputs if o in values}
         out |= deciders[q.decide](q, values, self.manifest.thresholds.get(name, {}), text, spans)
         normal = normal or bool(q.negative) and out.get(q.answer) == q.negative
@@ -551,7 +582,7 @@ def _chunk(self:Answerer, texts:list[str], batch_size:int) -> list[Detection]:
         self._hear(p, found, read[p.pretokenizer], batch_size)
     return list(map(self._detection, texts, found))
 
-# %% ../../nbs/detector/01_runtime.ipynb #3a9ffd97
+# %% ../../nbs/detector/01_runtime.ipynb #dce1c074
 def _strings(texts):
     for i,t in enumerate(texts):
         if not isinstance(t, str): raise TypeError(f'post {i} is of type {type(t).__name__}, not a str')
@@ -574,7 +605,7 @@ def __call__(self:Answerer,
     batch_size:int=64,       # windows that go through the encoder together
     reveal:bool=False,       # show slurs, where answers are shown
 ) -> 'Detection|list[Detection]|Iterator[Detection]':
-    "One answer for a string, a list of them for a collection, a generator of them for an iterator; raises as `stream` does"
+    "One answer for a string, a list of them for a collection, a generator for an iterator; raises as `stream` does"
     def _shown(d):
         d.reveal = reveal
         return d
@@ -597,11 +628,12 @@ def _check_whole(file):
     with open(file, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
         if m.find(b'\n\x08location') >= 0: raise HatenbError('the graph keeps weights in another file', file, _again)
 
-# %% ../../nbs/detector/01_runtime.ipynb #e3fed432
+# %% ../../nbs/detector/01_runtime.ipynb #654ef4f3
 def _session(file, threads):
     "A graph, ready to run"
     try: import onnxruntime
-    except ImportError: raise HatenbError('onnxruntime is missing', file, "Install it: pip install 'hatenb[onnx]'.") from None
+    except ImportError:
+        raise HatenbError('onnxruntime is missing', file, "Install it: pip install 'hatenb[onnx]'.") from None
     _check_whole(file)
     options = onnxruntime.SessionOptions()
     if threads: options.intra_op_num_threads = threads
@@ -622,10 +654,11 @@ def onnx_logits(
     def _logits(batch): return dict(zip(names, session.run(None, {k: batch[k] for k in wanted})))
     return _logits
 
-# %% ../../nbs/detector/01_runtime.ipynb #252b7bff
+# %% ../../nbs/detector/01_runtime.ipynb #8d8cd56c
 def bundle_parts(folder:Path, graph:Graph) -> dict:
     "What a bundle holds for the passes of a graph: tokenizer, and the lexicon if there is one"
-    return dict(tokenizer=_tokenizer(folder/graph.tokenizer), lexicon=read_lexicon(folder/graph.lexicon) if graph.lexicon else None)
+    lexicon = read_lexicon(folder/graph.lexicon) if graph.lexicon else None
+    return dict(tokenizer=_tokenizer(folder/graph.tokenizer), lexicon=lexicon)
 
 class Runtime(Answerer):
     "A bundle's detector without torch; raises `HatenbError` for a bundle that is damaged, or has no ONNX files"

@@ -70,12 +70,13 @@ at('post').addEventListener('keydown', e => {
 });
 </script></body></html>'''
 
-# %% ../../nbs/detector/05_serving.ipynb #8f801530
+# %% ../../nbs/detector/05_serving.ipynb #df44f46e
 def _filled_page(model, most):
     "The page, and the policy under which a browser may run its script and nothing else"
     nonce = secrets.token_urlsafe(16)
     text = _page + _script
-    for k,v in dict(STYLE=page_style, MOST=str(most), MODEL=html.escape(model), NONCE=nonce).items(): text = text.replace(k, v)
+    filled = dict(STYLE=page_style, MOST=str(most), MODEL=html.escape(model), NONCE=nonce)
+    for k,v in filled.items(): text = text.replace(k, v)
     policy = (f"default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; connect-src 'self'; "
               "form-action 'none'; frame-ancestors 'none'")
     return text, {'Content-Security-Policy': policy}
@@ -97,7 +98,7 @@ async def _read_post(request, most):
     if len(text) > most: raise too_long
     return text, bool(given.get('reveal'))
 
-# %% ../../nbs/detector/05_serving.ipynb #1f299d10
+# %% ../../nbs/detector/05_serving.ipynb #093c32cd
 def make_app(
     detector:Answerer,
     most:int=10_000,     # characters of a post
@@ -111,7 +112,8 @@ def make_app(
         from starlette.concurrency import run_in_threadpool
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError:
-        raise HatenbError('the packages for the page are missing', 'serve', "Install them: pip install 'hatenb[serve]'.") from None
+        raise HatenbError('the packages for the page are missing', 'serve',
+                          "Install them: pip install 'hatenb[serve]'.") from None
     app,limit = FastAPI(docs_url=None, redoc_url=None, openapi_url=None),RateLimit(per_minute)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     def _no(status, detail, **headers): return JSONResponse(dict(detail=detail), status, headers)
@@ -133,7 +135,7 @@ def make_app(
         except HatenbError as e: return _no(500, e.what)
     return app
 
-# %% ../../nbs/detector/05_serving.ipynb #136845c7
+# %% ../../nbs/detector/05_serving.ipynb #d34ca554
 def serve(
     detector:Answerer,
     host:str='127.0.0.1', # address to listen on
@@ -144,4 +146,5 @@ def serve(
     if host not in ('127.0.0.1','localhost','::1'): limits['hosts'] = ('*',)
     app = make_app(detector, **limits)
     import uvicorn
-    uvicorn.run(app, host=host, port=port, log_level='warning', limit_concurrency=32, h11_max_incomplete_event_size=16_384)
+    uvicorn.run(app, host=host, port=port, log_level='warning', limit_concurrency=32,
+                h11_max_incomplete_event_size=16_384)
