@@ -1,5 +1,5 @@
 "The detector with hostile posts, other strategies, bundles that were tampered with, and a hub that is not there"
-import base64, contextlib, json, os, resource, shutil, subprocess, sys, threading, time
+import base64, contextlib, hashlib, json, os, resource, shutil, subprocess, sys, threading, time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -292,7 +292,7 @@ def test_a_bundle_says_the_same(detector, bundle):
     assert again.manifest.questions == detector.manifest.questions
     small = Detector.from_pretrained(bundle, backend='onnx')(texts)
     assert_near(small, detector(texts), .2)
-    assert [p.relative_to(bundle) for p in bundle.rglob('*.onnx')] == [Path('onnx/0.onnx')]      # one transformer for both
+    assert [p.relative_to(bundle) for p in bundle.rglob('*.onnx')] == [Path('onnx/0.onnx')]  # one for both corpora
     assert {p.suffix for p in bundle.rglob('*') if p.is_file()} <= {'.json', '.safetensors', '.md', '.onnx', ''}
 
 
@@ -364,25 +364,32 @@ def bytes_of(name, change):
     return harm
 
 
+def written(b, d):
+    "Write a manifest as its author would: sealed"
+    d.pop('sha256', None)
+    seal = hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
+    (b/'detector.json').write_text(json.dumps(dict(d, sha256=seal)))
+
+
 def manifest_of(**changes):
     def harm(b):
         d = json.loads((b/'detector.json').read_text())
-        (b/'detector.json').write_text(json.dumps({k: v for k, v in {**d, **changes}.items() if v is not None}))
+        written(b, {k: v for k, v in {**d, **changes}.items() if v is not None})
     return harm
 
 
-def record_of(named=True, **changes):
-    "Change the record, and its checksum too: whoever writes a bundle by hand can do both"
+def named_again(b, *names):
+    "The manifest with the checksums of changed files: whoever writes a bundle by hand can do that"
+    d = json.loads((b/'detector.json').read_text())
+    written(b, dict(d, files=d['files'] | {n: hashlib.sha256((b/n).read_bytes()).hexdigest() for n in names}))
+
+
+def record_of(**changes):
     def harm(b):
-        import hashlib
         d = json.loads((b/'record.json').read_text())
-        for k, v in changes.items():
-            if isinstance(v, dict) and isinstance(d.get(k), dict) and v: d[k] = {**d[k], **v}
-            else: d[k] = v
+        for k, v in changes.items(): d[k] = {**d[k], **v} if isinstance(v, dict) and v else v
         (b/'record.json').write_text(json.dumps(d))
-        m = json.loads((b/'detector.json').read_text())
-        m['files']['record.json'] = hashlib.sha256((b/'record.json').read_bytes()).hexdigest()
-        (b/'detector.json').write_text(json.dumps(m))
+        named_again(b, 'record.json')
     return harm
 
 
@@ -419,6 +426,7 @@ HARMS = dict(
     part_elsewhere=(manifest_of(parts=['../b']), 'parts is not'),
     no_tasks=(manifest_of(tasks=[]), 'tasks is not'),
     number_for_task=(manifest_of(tasks=[5]), 'not an object'),
+    unsealed=(bytes_of('detector.json', lambda b: b.replace(b'0.4715', b'0.5715')), 'not as it was written'),
     no_graphs=(manifest_of(graphs=None), 'graphs. is missing'),
     unnamed=(lambda b: (b/'adapters'/'shared'/'adapter0_config.json').write_text('{}'), 'does not name'),
     unnamed_encoder=(lambda b: (b/'encoder').mkdir() or (b/'encoder'/'config.json').write_text('{}'), 'does not name'),
@@ -443,13 +451,11 @@ def test_a_bundle_that_was_changed_is_refused(tmp_path, harm):
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path):
-    import hashlib
     from safetensors.numpy import load_file, save_file
     shutil.copytree(SAFETY, tmp_path/'b')
     f = tmp_path/'b'/'heads.safetensors'
     save_file({k: v*np.float32('nan') if k.endswith('weight') else v for k, v in load_file(f).items()}, f)
-    files = json.loads((tmp_path/'b'/'detector.json').read_text())['files']
-    manifest_of(files=files | {'heads.safetensors': hashlib.sha256(f.read_bytes()).hexdigest()})(tmp_path/'b')
+    named_again(tmp_path/'b', 'heads.safetensors')
     with pytest.raises(HatenbError, match='no number'): Detector.from_pretrained(tmp_path/'b', device='cpu')
 
 

@@ -325,7 +325,7 @@ def _check_encoder(folder):
         names = names.get('weight_map') if isinstance(names, dict) else None
         if not isinstance(names, dict) or not all(map(_is_plain, names.values())): _no('the weights lie elsewhere', f)
 
-# %% ../../nbs/detector/02_detector.ipynb #57c821af
+# %% ../../nbs/detector/02_detector.ipynb #5acd2e35
 def _bundle_graphs(folder, m, device, dtype):
     "The graphs of all models of a bundle; whatever is wrong with them is one error"
     out = []
@@ -337,8 +337,10 @@ def _bundle_graphs(folder, m, device, dtype):
         except Exception as e:   # a file that was made by hand can be wrong in any way
             why = f'the model cannot be built ({type(e).__name__}: {str(e)[:200]})'
             raise HatenbError(why, folder/part, 'Make the bundle again, or fetch it again.') from e
-    if sorted(k for g in out for k in g.heads) != sorted(m.tasks):
-        raise HatenbError('the heads are not those of the manifest', folder, 'Make or fetch the bundle again.')
+    lengths = {k: g.max_length for g in m.graphs for k in g.tasks}
+    if {k: g.graph.max_length for g in out for k in g.heads} != lengths:
+        raise HatenbError('its record and its manifest differ in tasks or max_length', folder,
+                          'Make or fetch the bundle again.')
     return out
 
 # %% ../../nbs/detector/02_detector.ipynb #fa3f3923

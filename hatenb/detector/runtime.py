@@ -9,8 +9,8 @@ __all__ = ['page_style', 'activations', 'joins', 'deciders', 'Detection', 'json_
            'Graph', 'Manifest', 'read_manifest', 'find_bundle', 'Pass', 'graph_passes', 'Answerer', 'onnx_logits',
            'bundle_parts', 'Runtime']
 
-# %% ../../nbs/detector/01_runtime.ipynb #eca11374
-import html, itertools, json, math, mmap
+# %% ../../nbs/detector/01_runtime.ipynb #825b587d
+import hashlib, html, itertools, json, mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -201,12 +201,19 @@ class Manifest:
     made_by: dict = field(default_factory=dict)
     format: int = 2
 
-# %% ../../nbs/detector/01_runtime.ipynb #1809eee5
+# %% ../../nbs/detector/01_runtime.ipynb #bb393a1d
+def _seal(d):
+    "SHA-256 over all fields but the seal itself"
+    rest = json.dumps({k: v for k,v in d.items() if k != 'sha256'}, sort_keys=True)
+    return hashlib.sha256(rest.encode()).hexdigest()
+
 @patch
 def to_dict(self:Manifest) -> dict:
-    "As JSON can hold it"
+    "As JSON can hold it, with a checksum over all of it as `sha256`"
     d = asdict(self)
-    return {**d, 'questions': list(d['questions'].values()), 'tasks': list(d['tasks'].values())}
+    d |= dict(questions=list(d['questions'].values()), tasks=list(d['tasks'].values()))
+    d = json.loads(json.dumps(d))
+    return d | dict(sha256=_seal(d))
 
 # %% ../../nbs/detector/01_runtime.ipynb #1993e554
 def _is_name(x): return isinstance(x, str) and 0 < len(x) <= 200 and x.isprintable()
@@ -223,7 +230,7 @@ def _is_table(x, ok):
     return isinstance(x, dict) and len(x) <= 10_000 and all(map(_is_name, x)) and all(map(ok, x.values()))
 def _or_empty(ok): return lambda x: x == '' or ok(x)
 
-# %% ../../nbs/detector/01_runtime.ipynb #49894706
+# %% ../../nbs/detector/01_runtime.ipynb #e38a9d37
 _question_fields = dict(name=_is_name, answer=_is_name, outputs=_is_names, activation=_is_name, join=_is_name,
                         decide=_is_name, per=lambda x: x in ('post','word'), negative=_or_empty(_is_name))
 _task_fields = dict(key=_is_name, question=_is_name, outputs=_is_names, pretokenizer=_is_name, mean=_is_number,
@@ -236,7 +243,8 @@ _manifest_fields = dict(
     thresholds=lambda x: _is_table(x, lambda t: _is_table(t, lambda v: _is_number(v) and 0 <= v <= 1)),
     parts=lambda x: _is_list(x) and all(map(_or_empty(_is_file), x)),
     files=lambda x: _is_table(x, _is_sha) and all(map(_is_file, x)),
-    onnx=lambda x: x in ('','float32','int8'), made_by=lambda x: isinstance(x, dict), format=lambda x: x == 2)
+    onnx=lambda x: x in ('','float32','int8'), made_by=lambda x: isinstance(x, dict), format=lambda x: x == 2,
+    sha256=_is_sha)
 
 # %% ../../nbs/detector/01_runtime.ipynb #111cb7a5
 _again = 'Make the bundle again with `hatenb bundle`, or fetch it again.'
@@ -260,7 +268,7 @@ def _by(key, cls, fields, rows, place):
     if len(out) < len(found): raise _field_error('two have the same name', place)
     return out
 
-# %% ../../nbs/detector/01_runtime.ipynb #78974ae1
+# %% ../../nbs/detector/01_runtime.ipynb #a061c8d5
 @patch(cls_method=True)
 def from_dict(cls:Manifest,
     d:dict,                        # as `to_dict` makes it
@@ -271,7 +279,9 @@ def from_dict(cls:Manifest,
         raise HatenbError(f'this is no bundle of format {cls.format}', place,
                           'Make it again with `hatenb bundle`, or update hatenb.')
     _object(dict, _manifest_fields, d, place)
-    m = cls(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()} | dict(
+    if d['sha256'] != _seal(d): raise _field_error('the manifest is not as it was written', place)
+    rest = {k: tuple(v) if isinstance(v, list) else v for k,v in d.items() if k != 'sha256'}
+    m = cls(**rest | dict(
         questions=_by('name', AskedQuestion, _question_fields, d['questions'], f'{place}, questions'),
         tasks=_by('key', AskedTask, _task_fields, d['tasks'], f'{place}, tasks'),
         graphs=tuple(_object(Graph, _graph_fields, g, f'{place}, graphs[{i}]') for i,g in enumerate(d['graphs']))))
@@ -613,12 +623,14 @@ def __call__(self:Answerer,
     answers = map(_shown, self.stream(texts, batch_size))
     return answers if isinstance(texts, Iterator) else Detections(answers)
 
-# %% ../../nbs/detector/01_runtime.ipynb #cfa3ed15
+# %% ../../nbs/detector/01_runtime.ipynb #4a646ef8
 def _tokenizer(file):
     "The tokenizer of a bundle; it neither cuts nor pads"
     from tokenizers import Tokenizer
     try: t = Tokenizer.from_file(str(file))
-    except Exception as e: raise HatenbError(f'the tokenizer cannot be read: {str(e)[:100]}', file, _again) from None
+    except BaseException as e:            # a panic in Rust is no `Exception`
+        if isinstance(e, (KeyboardInterrupt,SystemExit)): raise
+        raise HatenbError(f'the tokenizer cannot be read: {str(e)[:100]}', file, _again) from None
     t.no_truncation()
     t.no_padding()
     return t
