@@ -19,15 +19,14 @@ from fastcore.basics import patch
 from tokenizers import Tokenizer
 from torch import nn
 
-# %% ../../nbs/detector/02_detector.ipynb #ba04dd0d
+# %% ../../nbs/detector/02_detector.ipynb #996ae158
 from ..core import HatenbError, read_json, resolve_device, resolve_dtype
 from ..corpora import corpora
 from ..encoder import Encoder, load_encoder
 from ..kinds import kind_of
-from ..merging import lora_updates
 from ..pretokenize import read_lexicon
 from ..studies import RunConfig, load_run, read_record
-from ..training import Model
+from ..model import Model
 
 # %% ../../nbs/detector/02_detector.ipynb #917ad8fe
 from .runtime import (Answerer, AskedQuestion, AskedTask, Graph, Manifest, Pass, bundle_parts, find_bundle,
@@ -61,7 +60,7 @@ def _question_names(heads) -> dict[str,str]:
     same = {h.task.key: first[h.task.name] == h.task.question.outputs for h in heads}
     return {h.task.key: h.task.name if same[h.task.key] else f'{h.task.corpus}_{h.task.name}' for h in heads}
 
-# %% ../../nbs/detector/02_detector.ipynb #ecfe8bf1
+# %% ../../nbs/detector/02_detector.ipynb #ea799dbf
 def dense_encoder(
     encoder:Encoder,
     adapter:str,          # its name
@@ -69,15 +68,12 @@ def dense_encoder(
 ) -> nn.Module|None:
     "The transformer with the adapter added to its weights; none where that is not possible exactly"
     if encoder.quantization != 'none': return None
-    if encoder.methods[adapter]['method'] in ('full','frozen'): model = encoder.model
-    else:
-        try: updates = lora_updates(encoder, adapter)
-        except HatenbError: return None
-        model = load_encoder(encoder.name, device=encoder.device).model
-        with torch.no_grad():
-            for path,u in updates.items():
-                weight = model.get_submodule(path).weight
-                weight.add_((u.B @ u.A).to(weight.device))
+    if not encoder.trait(adapter, 'backend'): return _fused_attention(encoder.model).to(dtype).eval()   # full, frozen
+    try: updates = encoder.factors(adapter)
+    except HatenbError: return None
+    model = load_encoder(encoder.name, device=encoder.device).model
+    with torch.no_grad():
+        for path,(B,A,scaling) in updates.items(): model.get_submodule(path).weight.add_(scaling*(B @ A))
     return _fused_attention(model).to(dtype).eval()
 
 # %% ../../nbs/detector/02_detector.ipynb #655bd8b5
@@ -89,12 +85,12 @@ def _fused_attention(model):
     new.load_state_dict(model.state_dict())
     return new.to(model.device)
 
-# %% ../../nbs/detector/02_detector.ipynb #cdc35391
+# %% ../../nbs/detector/02_detector.ipynb #0ac24c82
 def _routes(model):
     "Task → the one adapter it goes through, or none where it is more than that"
-    routes = getattr(model, 'routes', None) or dict.fromkeys(model.heads, 'shared')
-    plain = getattr(model, 'below', None) is None
-    return {k: r if plain and isinstance(r, str) and r in model.encoder.methods else None for k,r in routes.items()}
+    routes = model.routes or dict.fromkeys(model.heads, model.encoder._in_use)
+    plain = [k for k,r in routes.items() if isinstance(r, str) and r not in model.encoder.composites]
+    return {k: routes[k] if k in plain and model.below is None else None for k in routes}
 
 def _dense_models(model, heads, dtype):
     "Adapter → plain transformer; nothing unless all adapters of these heads can be added to the weights"
