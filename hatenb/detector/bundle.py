@@ -18,11 +18,9 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 
-# %% ../../nbs/detector/03_bundle.ipynb #726f2580
+# %% ../../nbs/detector/03_bundle.ipynb #c063999e
 from ..core import HatenbError, file_sha256, provenance, write_json
 from ..encoder import find_encoder
-from ..pretokenize import read_lexicon
-from ..studies import read_record
 from .card import licence_text, model_card
 from .detector import Detector, TorchGraph, load_graphs
 
@@ -75,8 +73,8 @@ def export_graph(
             if int8: quantize_dynamic(str(plain), str(path), per_channel=True)
         finally: logging.disable(logging.NOTSET)
 
-# %% ../../nbs/detector/03_bundle.ipynb #a937cbf4
-_kept = ('id','config','metrics','corpora','chosen','cost','adapters','frequencies','counted','lexicon','sources',
+# %% ../../nbs/detector/03_bundle.ipynb #62d8886e
+_kept = ('id','name','config','metrics','corpora','chosen','cost','adapters','frequencies','counted','lexicon','sources',
          'provenance')   # of a record
 
 def save_bundle(
@@ -99,11 +97,11 @@ def save_bundle(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
 
-# %% ../../nbs/detector/03_bundle.ipynb #3b4b9cb4
+# %% ../../nbs/detector/03_bundle.ipynb #7a695377
 def _write(detector, to, onnx, whole, tables):
     "Write all files of a bundle"
-    graphs = [g for part,f in detector.parts.items() for g in load_graphs(f, part, 'cpu', 'float32')]
-    for part,f in detector.parts.items(): _copy_part(f, to/part, whole)
+    graphs = [g for below,part in detector.parts.items() for g in load_graphs(part, below)]
+    for below,part in detector.parts.items(): _copy_part(part, to/below, whole)
     if '' not in detector.parts: write_json(to/'record.json', {k: v for k,v in detector.record.items() if k in _kept})
     for g in graphs: g.rest['tokenizer'].save(str(to/g.graph.tokenizer))
     shapes = [replace(g.graph, onnx=f'onnx/{i}.onnx' if onnx else '') for i,g in enumerate(graphs)]
@@ -117,18 +115,17 @@ def _write(detector, to, onnx, whole, tables):
     (to/'LICENSE').write_text(licence_text(detector.record), encoding='utf-8')
     (to/'README.md').write_text(model_card(detector, sum(f.stat().st_size for f in loaded), tables), encoding='utf-8')
 
-# %% ../../nbs/detector/03_bundle.ipynb #269f1eb0
-def _copy_part(f, to, whole):
-    "Copy what predicts of a finished run"
-    record = {k: v for k,v in read_record(f/'record.json').items() if k in _kept}
+# %% ../../nbs/detector/03_bundle.ipynb #28f2d7fa
+def _copy_part(part, to, whole):
+    "Copy what predicts of a finished run, or of a bundle's part"
+    record = {k: v for k,v in part.record.items() if k in _kept}
     config = record['config'] = dict(record['config'])
-    shutil.copytree(f/'adapters', to/'adapters')
-    shutil.copy(f/'heads.safetensors', to/'heads.safetensors')
-    if config.get('lexicon'):
-        shutil.copy(f/config['lexicon'], to/'lexicon.csv')   # an absolute path stays what it is
+    shutil.copytree(part.folder/'adapters', to/'adapters')
+    shutil.copy(part.folder/'heads.safetensors', to/'heads.safetensors')
+    if part.config.lexicon:
+        shutil.copy(part.config.lexicon, to/'lexicon.csv')
         config['lexicon'] = 'lexicon.csv'
-    if config['encoder'] == 'encoder' and (f/'encoder').is_dir(): shutil.copytree(f/'encoder', to/'encoder')
-    else: config['encoder'] = _copy_encoder(config['encoder'], to, whole)
+    config['encoder'] = _copy_encoder(part.config.encoder, to, whole)
     write_json(to/'record.json', record)
 
 def _copy_encoder(name, to, whole):

@@ -148,11 +148,11 @@ def licence_text(record:dict) -> str:
     "The terms of a bundle: ours, and where those of the corpora are"
     return _licence.format(corpora=', '.join(f'{corpora[c].title} ({corpora[c].licence})' for c in record['corpora']))
 
-# %% ../../nbs/detector/04_card.ipynb #7027051c
+# %% ../../nbs/detector/04_card.ipynb #eecbd20f
 def _made_text(record, n_bytes):
     c = record['config']
-    how = c.get('method') or ', '.join(str(c[k]) for k in ('adapter','strategy') if c.get(k))
-    return (f'Tasks: {", ".join(c["tasks"])}. Method: {how}, on the encoder `{c["encoder"]}` (quantization: '
+    return (f'Tasks: {", ".join(c["tasks"])}. Adapter: {c["adapter"]}, strategy: {c["strategy"]}. '
+            f'Encoder: `{c["encoder"]}` (quantization: '
             f'{c["quantization"]}). Run: `{record["id"]}`, seed {c["seed"]}. '
             f'Size without the encoder: {n_bytes/1e6:.1f} MB.')
 

@@ -6,12 +6,13 @@ Docs: https://hatenb.github.io/hatenb/detector/detector.html.md"""
 
 # %% auto #0
 __all__ = ['asked_question', 'asked_task', 'dense_encoder', 'TorchGraph', 'model_graphs', 'Detector', 'check_finite', 'run_parts',
-           'load_graphs', 'rationale_threshold']
+           'load_graphs', 'rationale_threshold', 'BundlePart']
 
-# %% ../../nbs/detector/02_detector.ipynb #7c82525a
+# %% ../../nbs/detector/02_detector.ipynb #161ba329
 import copy, re, threading, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/detector/02_detector.ipynb #49b7ab83
 import numpy as np, torch
@@ -19,13 +20,13 @@ from fastcore.basics import patch
 from tokenizers import Tokenizer
 from torch import nn
 
-# %% ../../nbs/detector/02_detector.ipynb #996ae158
+# %% ../../nbs/detector/02_detector.ipynb #2adc6867
 from ..core import HatenbError, read_json, resolve_device, resolve_dtype
 from ..corpora import corpora
 from ..encoder import Encoder, load_encoder
 from ..kinds import kind_of
 from ..pretokenize import read_lexicon
-from ..studies import RunConfig, load_run, read_record
+from ..runs import Run, RunConfig, load_model, read_tensors
 from ..model import Model
 
 # %% ../../nbs/detector/02_detector.ipynb #917ad8fe
@@ -164,7 +165,7 @@ def model_graphs(
 
 def _below(part, name): return f'{part}/{name}' if part else name
 
-# %% ../../nbs/detector/02_detector.ipynb #2b5b81f7
+# %% ../../nbs/detector/02_detector.ipynb #baa30fda
 class Detector(Answerer):
     "A trained model that is asked about raw posts"
     def __init__(self,
@@ -172,7 +173,7 @@ class Detector(Answerer):
         manifest:Manifest,
         passes:list[Pass],
         record:dict,           # the run's
-        parts:dict[str,Path]): # folders of the models it is made of: in a bundle → here
+        parts:dict):           # folder below a bundle → `Run` or `BundlePart`
         if not passes:
             raise HatenbError('the run answers nothing that can be asked of a post', folder,
                               'Take a run with the task label, target, rationale or score.')
@@ -195,36 +196,26 @@ def _learned(model):
     added = {k: v for name in model.encoder.methods for k,v in model.encoder.adapter_parameters(name).items()}
     return added | dict(model.heads.state_dict())
 
-# %% ../../nbs/detector/02_detector.ipynb #6b831807
+# %% ../../nbs/detector/02_detector.ipynb #8f103790
 def run_parts(
-    folder:Path,   # of a finished run
-    record:dict,
-) -> dict[str,Path]: # in a bundle → here
-    "The folders of the models that a run predicts with; raises `HatenbError` if one is not there"
-    config = record['config']
-    if 'join' not in (config.get('strategy'), config.get('method')): return {'': folder}
-    out = {f'parts/{i}': folder.parent/i for i in record.get('sources', [])}
-    for f in out.values():
-        if not (f/'record.json').is_file():
-            raise HatenbError('a run that this one joins is not there', f, 'Put it beside the run that joins it.')
-    return out
+    run:Run,
+) -> dict[str,Run]: # folder below the bundle → run
+    "The runs whose models a run predicts with: itself, or those that it joins; raises `HatenbError` if one is not there"
+    return {'' if p.folder == run.folder else f'parts/{p.name}': p for p in run.parts()}
 
-# %% ../../nbs/detector/02_detector.ipynb #cdd33ef0
 def load_graphs(
-    folder:Path,          # of a finished run, or the part of a bundle
-    part:str,             # its folder below the bundle
+    part:Any,             # a `Run`, or a `BundlePart`
+    below:str,            # its folder below the bundle
     device='cpu',
     dtype:str='float32',
     merge:bool=True,      # add adapters to the weights where that is possible
 ) -> list[TorchGraph]:
     "The graphs of a finished run's model; raises `HatenbError` if it is none, or a weight is no number"
-    config = RunConfig.from_dict(read_record(folder/'record.json')['config'], folder/'record.json')
-    model = load_run(folder, device)
-    check_finite(_learned(model), folder)
-    beside = bool(config.lexicon) and (folder/config.lexicon).is_file()
-    lexicon = folder/config.lexicon if beside else config.lexicon
-    return model_graphs(model, config, part, resolve_dtype(dtype, device), merge, lexicon)
+    model = part.model(device)
+    check_finite(_learned(model), part.folder)
+    return model_graphs(model, part.config, below, resolve_dtype(dtype, device), merge, part.config.lexicon)
 
+# %% ../../nbs/detector/02_detector.ipynb #4e8f1c1e
 def _questions_of(heads):
     "The questions that these heads answer, with the outputs that they know: classes, communities, words, numbers"
     out,known = {},{}
@@ -241,14 +232,13 @@ def _describe(id, graphs, **settled) -> Manifest:
     tasks = {h.task.key: asked_task(h, name) for h,name in zip(heads, _question_names(heads).values())}
     return Manifest(id, _questions_of(heads), tasks, tuple(g.graph for g in graphs), **settled)
 
-# %% ../../nbs/detector/02_detector.ipynb #2cb329f8
-def _fitted(folder, manifest):
+# %% ../../nbs/detector/02_detector.ipynb #568fa5de
+def _fitted(run, manifest):
     "Temperatures and thresholds, as a manifest has them"
     from hatenb.calibration import apply_temperature, decisions
-    from hatenb.evaluation import load_predictions
     if not any(q.decide != 'number' for q in manifest.questions.values()): return {}
     try:
-        table = load_predictions(folder/'predictions'/'validation.parquet')
+        table = run.predictions('validation')
         d = decisions(table)
     except HatenbError as e:
         warnings.warn(f'the probabilities are not calibrated: {e}')
@@ -270,7 +260,7 @@ def rationale_threshold(
     found = np.concatenate([word_probabilities(r) for r in t.itertuples()])
     return best_threshold(found, np.concatenate([*t['rationale_any']]))
 
-# %% ../../nbs/detector/02_detector.ipynb #73252610
+# %% ../../nbs/detector/02_detector.ipynb #cb6b9134
 @patch(cls_method=True)
 def from_run(cls:Detector,
     folder:str|Path,           # of a finished run
@@ -280,18 +270,17 @@ def from_run(cls:Detector,
     exact:bool=False,          # each task's posts are read as its own corpus writes them, in a pass of its own
 ) -> Detector:
     "The detector of a finished run, calibrated on validation posts; raises `HatenbError` if it is none, or damaged"
-    folder,device = Path(folder),resolve_device(device)
-    record = read_record(folder/'record.json')
-    parts = run_parts(folder, record)
-    graphs = [g for part,f in parts.items() for g in load_graphs(f, part, device, dtype, merge)]
-    manifest = _describe(record['id'], graphs, parts=tuple(parts))
-    manifest = replace(manifest, **_fitted(folder, manifest))
-    return cls(folder, manifest, _passes(manifest, graphs, exact), record, parts)
+    run,device = Run(folder),resolve_device(device)
+    parts = run_parts(run)
+    graphs = [g for below,p in parts.items() for g in load_graphs(p, below, device, dtype, merge)]
+    manifest = _describe(run.name, graphs, parts=tuple(parts))
+    manifest = replace(manifest, **_fitted(run, manifest))
+    return cls(run.folder, manifest, _passes(manifest, graphs, exact), run.record, parts)
 
 def _passes(manifest, graphs, exact):
     return [p for g in graphs for p in graph_passes(manifest, g.graph, exact, **g.rest)]
 
-# %% ../../nbs/detector/02_detector.ipynb #eaa63bc1
+# %% ../../nbs/detector/02_detector.ipynb #923de688
 def _on_hub(name): return re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', name) and not Path(name).exists()
 def _is_plain(name): return isinstance(name, str) and Path(name).name == name != '..'
 
@@ -300,7 +289,7 @@ def _check_part(folder, record):
     place,config = folder/'record.json',record['config']
     def _no(what): raise HatenbError(what, place, 'A bundle brings what it needs: make it again with `hatenb bundle`.')
     if not isinstance(config, dict): _no('the configuration is not an object')
-    if 'join' in (config.get('strategy'), config.get('method')): _no('a part of a bundle joins other runs')
+    if config.get('strategy') == 'join': _no('a part of a bundle joins other runs')
     encoder,lexicon = config.get('encoder', 'minilm'),config.get('lexicon', '')
     if not isinstance(encoder, str) or encoder not in ('minilm','encoder') and not _on_hub(encoder):
         _no('the encoder is neither in the bundle, nor embedded, nor a name on the hub')
@@ -321,25 +310,48 @@ def _check_encoder(folder):
         names = names.get('weight_map') if isinstance(names, dict) else None
         if not isinstance(names, dict) or not all(map(_is_plain, names.values())): _no('the weights lie elsewhere', f)
 
-# %% ../../nbs/detector/02_detector.ipynb #5acd2e35
+# %% ../../nbs/detector/02_detector.ipynb #b33855cb
+class BundlePart:
+    "A model that lies in a bundle, and what its record says of it"
+    def __init__(self, folder:Path):
+        self.folder,place = Path(folder),Path(folder)/'record.json'
+        self.record = read_json(place)
+        if not isinstance(self.record, dict) or 'config' not in self.record:
+            raise HatenbError('this is no record', place, _again)
+        _check_part(self.folder, self.record)
+        self.config = self._beside(RunConfig.from_dict(self.record['config'], place))
+
+    def _beside(self, config):
+        "The configuration with the places of what the bundle brings along"
+        files = dict(encoder='encoder', lexicon='lexicon.csv')
+        return replace(config, **{k: str(self.folder/f) for k,f in files.items() if getattr(config, k) == f})
+
+    def model(self, device='cpu') -> Model:
+        "Its model; raises `HatenbError` where its parts do not fit"
+        adapters = {n: self.folder/'adapters'/n for n in self.record.get('adapters', ['shared'])}
+        heads = read_tensors(self.folder/'heads.safetensors')
+        return load_model(self.config, adapters, heads, self.record['frequencies'], device)
+
+_again = 'Make the bundle again, or fetch it again.'
+
+# %% ../../nbs/detector/02_detector.ipynb #c3f072c8
 def _bundle_graphs(folder, m, device, dtype):
-    "The graphs of all models of a bundle; whatever is wrong with them is one error"
-    out = []
-    for part in m.parts:
+    "The models of a bundle, and their graphs; whatever is wrong with them is one error"
+    parts,out = {},[]
+    for below in m.parts:
         try:
-            _check_part(folder/part, read_record(folder/part/'record.json'))
-            out += load_graphs(folder/part, part, device, dtype, True)
+            parts[below] = BundlePart(folder/below)
+            out += load_graphs(parts[below], below, device, dtype)
         except HatenbError: raise
         except Exception as e:   # a file that was made by hand can be wrong in any way
             why = f'the model cannot be built ({type(e).__name__}: {str(e)[:200]})'
-            raise HatenbError(why, folder/part, 'Make the bundle again, or fetch it again.') from e
+            raise HatenbError(why, folder/below, _again) from e
     lengths = {k: g.max_length for g in m.graphs for k in g.tasks}
     if {k: g.graph.max_length for g in out for k in g.heads} != lengths:
-        raise HatenbError('its record and its manifest differ in tasks or max_length', folder,
-                          'Make or fetch the bundle again.')
-    return out
+        raise HatenbError('its record and its manifest differ in tasks or max_length', folder, _again)
+    return parts, out
 
-# %% ../../nbs/detector/02_detector.ipynb #fa3f3923
+# %% ../../nbs/detector/02_detector.ipynb #c98d6e7c
 @patch(cls_method=True)
 def from_pretrained(cls:Detector,
     place:str|Path,            # a bundle's folder, or its name on the hub
@@ -355,15 +367,16 @@ def from_pretrained(cls:Detector,
         raise HatenbError(f'there is no backend {backend!r}', 'backend', 'Use torch or onnx.')
     folder = find_bundle(place, revision)
     m = read_manifest(folder)
-    record,parts = read_record(folder/'record.json'),{p: folder/p for p in m.parts}
-    if backend == 'onnx':
-        if not m.onnx: raise HatenbError('the bundle has no ONNX files', folder, 'Make it with `--onnx int8`.')
-        def _graph(g):
-            logits = onnx_logits(folder/g.onnx, g.tasks, torch.get_num_threads())
-            return TorchGraph(g, {}, dict(bundle_parts(folder, g), logits=logits))
-        return cls(folder, m, _passes(m, map(_graph, m.graphs), exact), record, parts)
-    graphs = _bundle_graphs(folder, m, resolve_device(device), dtype)
-    return cls(folder, m, _passes(m, graphs, exact), record, parts)
+    record = read_json(folder/'record.json')
+    if backend == 'torch':
+        parts,graphs = _bundle_graphs(folder, m, resolve_device(device), dtype)
+        return cls(folder, m, _passes(m, graphs, exact), record, parts)
+    if not m.onnx: raise HatenbError('the bundle has no ONNX files', folder, 'Make it with `--onnx int8`.')
+    def _graph(g):
+        logits = onnx_logits(folder/g.onnx, g.tasks, torch.get_num_threads())
+        return TorchGraph(g, {}, dict(bundle_parts(folder, g), logits=logits))
+    parts = {below: BundlePart(folder/below) for below in m.parts}
+    return cls(folder, m, _passes(m, map(_graph, m.graphs), exact), record, parts)
 
 # %% ../../nbs/detector/02_detector.ipynb #15181dec
 @patch
