@@ -35,7 +35,6 @@ def main():
 @app.command()
 def corpora():
     "Each corpus: where it is, posts, licence, checksum"
-    import hatenb.toxicity
     from hatenb.corpora import corpora_table
     print(corpora_table().to_string(index=False))
 

@@ -19,7 +19,6 @@ from .evaluation import auc_of, estimates, f1_of, mean_of, on, save_predictions
 from .baselines import baselines
 from .detector import Detector, hatexplain_words
 from .heads import Task
-import hatenb.toxicity   # registers its corpora
 
 # %% ../nbs/14_functional.ipynb #0bc99562
 def toxic_posts(

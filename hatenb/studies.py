@@ -31,7 +31,6 @@ from .batches import Posts, augmented, encode, encoded_corpus, lexicon_features,
 from .composing import adapter_name, fusion_attention, make_strategy, strategy_model, strategies
 from .core import (HatenbError, digest, progress, provenance, read_json, derive_seed, file_sha256, resolve_device, resolve_dtype, seed_everything, settings,
                          atomic_write, write_json)
-import hatenb.toxicity   # registers its corpora
 from .corpora import corpora as known_corpora, corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import evaluate, join_predictions, load_predictions, main_metric, main_metrics, save_predictions

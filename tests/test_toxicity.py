@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-import hatenb.toxicity
 from hatenb.core import HatenbError
 from hatenb.corpora import corpora, load_corpus
 from hatenb.studies import RunConfig, Study, run
