@@ -191,7 +191,7 @@ def read_hatexplain(
 # %% ../../nbs/corpora/03_hatexplain.ipynb #d7acfdf3
 hatexplain_questions = (
     Question('label', 'multiclass', LABELS, votes='label_dist',
-             details=dict(negative='normal', communities='target', group='ten')),
+             details=dict(negative='normal', bias=dict(column='target', outputs=TARGETS, over=PAPER_TARGETS))),
     Question('target', 'multilabel', TARGETS, votes='target_dist', details=dict(groups={'ten': PAPER_TARGETS})),
     Question('rationale', 'tokens', column='rationale_any', votes='rationale_mean', asked='label',
              details=dict(marks=('rationale_any','rationale_majority','rationale_mean'))),
@@ -205,4 +205,4 @@ add_corpus(Corpus('hatexplain', 'HateXplain', 'hatexplain', (
     RemoteFile('post_id_divisions.json', _data+'post_id_divisions.json',
                'sha256:c2fb0d89862e7897b11ea3e9380753f15a793482b4b70ad0532dfb1212212835', 591921)),
     read_hatexplain, 'MIT', 'https://github.com/hate-alert/HateXplain', 'arXiv 2012.10289',
-    questions=hatexplain_questions, pretokenizer='hatexplain'));
+    questions=hatexplain_questions, pretokenizer='hatexplain', usual=True));

@@ -115,7 +115,7 @@ add_corpus(Corpus('mhs', 'Measuring Hate Speech', 'measuring_hate_speech', (
     RemoteFile('measuring-hate-speech.parquet',
                f'{_home}/resolve/5468f6e118396646b02a2f691e771f6b6d9502ea/measuring-hate-speech.parquet',
                'sha256:6819525ce61bc24344df9fc3f7bf48270b31038273cc27c67fc225b51433b0e1', 14123673),),
-    read_mhs, questions=(Question('score', 'regression', details=dict(line=.5)), text_question), **_about))
+    read_mhs, questions=(Question('score', 'regression', details=dict(line=.5)), text_question), usual=True, **_about))
 add_corpus(Corpus('mhs_share', 'Measuring Hate Speech, share of hate votes', 'measuring_hate_speech',
     (RemoteFile('comments.csv'),), read_mhs_share,
     questions=(Question('score', 'regression', details=dict(sign='score_gt_0', toxic=.5)), text_question), **_about));
