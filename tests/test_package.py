@@ -1,5 +1,5 @@
 "The package as others get it: its public names, its wheel away from the repository, its metadata"
-import ast, os, subprocess, sys, tomllib, zipfile
+import ast, collections, json, os, subprocess, sys, tomllib, zipfile
 from pathlib import Path
 
 import pytest, yaml
@@ -45,6 +45,22 @@ def test_public_face_is_small_and_each_name_is_there():
     for n in hatenb.__all__: assert callable(getattr(hatenb, n)), n
     assert set(hatenb.__all__) <= set(dir(hatenb))
     with pytest.raises(AttributeError, match='nonesuch'): hatenb.nonesuch
+
+
+def exported_lines():
+    "(notebook, line) of every exported cell but its directives"
+    for p in sorted((root/'nbs').rglob('*.ipynb')):
+        if '.ipynb_checkpoints' in p.parts: continue
+        for c in json.loads(p.read_text(encoding='utf-8'))['cells']:
+            lines = ''.join(c['source']).splitlines()
+            if c['cell_type'] != 'code' or not any(l.startswith('#| export') for l in lines): continue
+            yield from ((p.relative_to(root).as_posix(), l) for l in lines if not l.startswith('#|'))
+
+
+def test_exported_lines_are_short():
+    "Ruff measures tests; in notebooks it would measure captions, and in modules what nbdev adds"
+    long = collections.Counter(n for n, l in exported_lines() if len(l) > 120)
+    assert not long, dict(long)
 
 
 # the wheel
