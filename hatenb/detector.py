@@ -37,7 +37,7 @@ from .merging import lora_updates
 from .pretokenize import Words, hatexplain_words, plain_words, pretokenizers, windows
 from .reports import tables as report_tables
 from .studies import RunConfig, load_run, read_record, source_folders
-from .training import Model, fill
+from .training import Model, merge_columns as fill
 
 # %% ../nbs/11_detector.ipynb #4c6fe1eb
 def dense_encoder(
