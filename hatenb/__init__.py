@@ -8,7 +8,7 @@ __version__ = '0.1.0'
 
 _face = {
     'load_corpus': 'corpora', 'show': 'corpora',
-    'Task': 'heads',
+    'Task': 'tasks',
     'RunConfig': 'studies', 'Study': 'studies', 'run_study': 'studies',
     'load_encoder': 'encoder', 'merge_adapters': 'merging',
     'evaluate': 'evaluation', 'compare': 'comparison',
