@@ -170,7 +170,7 @@ def check(self:Multilabel, t, q):
     asked = ~np.isnan(np.stack(t[column])).all(0)
     _no(f'{column} holds NaN', lambda p: np.isnan(np.asarray(p)[asked]).any())
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #192449ee
+# %% ../../nbs/kinds/02_multilabel.ipynb #2b023f5e
 def temper_binary(
     prob,              # probabilities, of any shape; NaN stays
     temperature:float, # above 1: less sure
@@ -196,7 +196,8 @@ def decisions(self:Multilabel, t, q, output=None):
     if output: p,y = (x[:,[q.outputs.index(output)]] for x in (p, y))
     asked = ~np.isnan(p)
     if not asked.any():
-        raise HatenbError(f'the run was not asked about {output or q.name}', 'calibration', 'Name an output that it answered.')
+        raise HatenbError(f'the run was not asked about {output or q.name}', 'calibration',
+                          'Name an output that it answered.')
     return p[asked].astype(np.float64), y[asked].astype(int)
 
 @patch
