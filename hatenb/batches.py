@@ -1,4 +1,4 @@
-"""From words to tensors: sub-tokens that know their word, posts encoded once, batches of like lengths from several corpora.
+"""From words to tensors: posts encoded once, batches of like lengths from several corpora.
 
 Docs: https://hatenb.github.io/hatenb/batches.html.md"""
 
@@ -71,7 +71,8 @@ def encode(
     def _add(ds):
         ids, words, cut = align(ds['words'][:], tokenizer, max_length)
         more = dict(input_ids=(ids, datasets.List(datasets.Value('int32'))),
-                    token_word=(words, datasets.List(datasets.Value('int16'))), words_cut=(cut, datasets.Value('int16')))
+                    token_word=(words, datasets.List(datasets.Value('int16'))),
+                    words_cut=(cut, datasets.Value('int16')))
         features = datasets.Features(ds.features | {k: f for k,(_,f) in more.items()})
         schema = features.arrow_schema                       # `add_column` would take longer than the tokenizer does
         new = [pa.array(v, schema.field(k).type) for k,(v,_) in more.items()]

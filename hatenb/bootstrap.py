@@ -15,11 +15,11 @@ from typing import Callable
 
 import numpy as np
 
-# %% ../nbs/01_bootstrap.ipynb #e81e7d67
+# %% ../nbs/01_bootstrap.ipynb #f218c289
 def resamples(
     n:int,       # posts
     count:int,   # resamples
-    seed:int|np.random.Generator=0, # a generator goes on where it is: many draws at once or a few at a time are the same
+    seed:int|np.random.Generator=0, # a generator goes on where it is: many draws at once are a few at a time
 ) -> np.ndarray:
     "[count, n] float32: how often each post was drawn in each resample"
     rng = np.random.default_rng(seed)

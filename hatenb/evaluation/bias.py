@@ -17,7 +17,7 @@ from ..corpora import corpora
 from ..kinds import kind_of
 from ..kinds.multiclass import Multiclass
 
-# %% ../../nbs/evaluation/01_bias.ipynb #c6c0812f
+# %% ../../nbs/evaluation/01_bias.ipynb #c078508b
 def bias_populations(
     names,   # [n] bool: whether a post names the community
     toxic,   # [n] bool
@@ -25,7 +25,8 @@ def bias_populations(
 ) -> dict[str,np.ndarray]: # bias → [n] which posts its AUC is taken over
     "The posts of the three AUCs of a community"
     background = others & ~names
-    return dict(subgroup=names, bpsn=(names & ~toxic) | (background & toxic), bnsp=(names & toxic) | (background & ~toxic))
+    return dict(subgroup=names, bpsn=(names & ~toxic) | (background & toxic),
+                bnsp=(names & toxic) | (background & ~toxic))
 
 # %% ../../nbs/evaluation/01_bias.ipynb #766d4fab
 def generalised_mean(
@@ -97,7 +98,7 @@ def bias_counts(
             for c,m in zip(q.details['bias']['over'], named.T)}
     return dict(communities=each)
 
-# %% ../../nbs/evaluation/01_bias.ipynb #60469753
+# %% ../../nbs/evaluation/01_bias.ipynb #35c4cfec
 def _of_predictions(table, n_boot, seed):
     "The bias metrics and counts of predictions of one corpus"
     if len(names := table['corpus'].unique()) > 1:
@@ -115,14 +116,15 @@ def bias_table(
     table:pd.DataFrame|dict, # predictions with gold of one corpus, or its label's metrics as `evaluate` returns them
     n_boot:int=1000,         # resamples for the 95 % intervals, of predictions
     seed:int=0,
-) -> pd.DataFrame: # by community: n, n_normal, n_toxic, and for each bias: _auc, _low, _high (NaN where one side is empty)
+) -> pd.DataFrame: # by community: n, n_normal, n_toxic; for each bias _auc, _low, _high (NaN where one side is empty)
     "How well toxic posts are told from normal ones, community by community; raises `HatenbError` if there are none"
     if isinstance(table, pd.DataFrame): table = _of_predictions(table, n_boot, seed)
     if 'communities' not in table:
         raise HatenbError('there are no communities', 'bias_table',
                           'Take predictions of a corpus with labels and communities, or a record made with them.')
     def _row(c, v):
-        areas = {f'{b}_{k}': table[f'{b}_auc.{c}'][x] for b in biases for k,x in (('auc','value'),('low','low'),('high','high'))}
+        parts = dict(auc='value', low='low', high='high')
+        areas = {f'{b}_{k}': table[f'{b}_auc.{c}'][x] for b in biases for k,x in parts.items()}
         return dict(n=v['n'], n_normal=v['normal'], n_toxic=v['toxic']) | areas
     rows = {c: _row(c, v) for c,v in table['communities'].items()}
     floats = {f'{b}_{k}': float for b in biases for k in ('auc','low','high')}

@@ -47,7 +47,7 @@ def definitions(
     rows = [(task, m, d.label, d.text, d.source) for (task,m),d in found.items()]
     return pd.DataFrame(rows, columns=['task','name','metric','text','source'])
 
-# %% ../../nbs/evaluation/02_predictions.ipynb #51e2c65c
+# %% ../../nbs/evaluation/02_predictions.ipynb #f1b7e6a8
 def answered_questions(
     t:pd.DataFrame, # predictions of one corpus
     corpus:str,
@@ -59,7 +59,7 @@ def answered_questions(
     return [q for q in corpora[corpus].questions if _answered(q)]
 
 def check_predictions(table:pd.DataFrame):
-    "Raise `HatenbError` for predictions that are missing, doubled, not numbers, no probabilities, or of the wrong length"
+    "Raise `HatenbError` for predictions that are missing, doubled, no numbers or probabilities, or of the wrong length"
     if missing := [c for c in ('corpus','id') if c not in table]:
         raise HatenbError(f'the column {missing[0]!r} is missing', 'the predictions', 'Predict again.')
     refuse_posts(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
@@ -89,9 +89,9 @@ def evaluate(
     def _of(t, found, counts, why): return {**estimates(found, why, len(t), n_boot, seed), **counts}
     return {task: _of(*parts) for task,parts in task_statistics(table).items()}
 
-# %% ../../nbs/evaluation/02_predictions.ipynb #e84d63e2
+# %% ../../nbs/evaluation/02_predictions.ipynb #465367c0
 def _chosen_metrics(results, names):
-    "`task.metric` → value; of a run that was asked about a part of the outputs, that of the part; undefined counts as 0"
+    "`task.metric` → value (that of the part, where a run was asked about a part); undefined counts as 0"
     out = {}
     for task,values in results.items():
         for m in names(kind_of(question_of(task))):
@@ -160,12 +160,12 @@ def with_gold(
         out.append(t.merge(gold, on='id', how='left', validate='one_to_one'))
     return pd.concat(out, ignore_index=True)
 
-# %% ../../nbs/evaluation/02_predictions.ipynb #b8db7931
+# %% ../../nbs/evaluation/02_predictions.ipynb #d1b626d3
 def load_predictions(
     path:str|Path,
     split:str|None=None, # refuse the table unless it has just the posts of this split (default: any posts)
 ) -> pd.DataFrame:
-    "Read a predictions table; gold that was left out is taken from the corpora. Raises `HatenbError` if it cannot be read"
+    "Read a predictions table, with gold from the corpora if it was left out; raises `HatenbError` if it cannot be read"
     try: table = pq.read_table(path).to_pandas()
     except (OSError, pa.ArrowException) as e:
         raise HatenbError(f'the predictions cannot be read: {e}', path, 'Run the run again.') from None

@@ -80,7 +80,7 @@ def wrong_rows(
     "[n] bool: the rows that are wrong"
     return np.array([bool(wrong(*v)) for v in zip(*(table[c] for c in columns))], bool)
 
-# %% ../../nbs/kinds/00_base.ipynb #5e6ed248
+# %% ../../nbs/kinds/00_base.ipynb #4b98c59a
 kinds = Registry('kind')
 
 class Kind:
@@ -93,6 +93,7 @@ class Kind:
     further = ()
     decided = ()           # the families of metrics that thresholds change; the first stands for the task there
     suffixes = ('prob',)   # of the columns of predictions; the first shows that the question was answered
+    decides_each = False   # whether each output is a decision of its own, so that a post can have several
     calibrates = False     # whether its answers are probabilities that a temperature can mend
     hides = False          # whether a batch is given with words hidden, so that other tasks cannot share its posts
     families = {}          # its metrics, by name: `Kind.metric` adds one
@@ -362,7 +363,7 @@ def loss_vector(
             if totals.get(name, 0) > 0: out[name] = s/totals[name]
     return out
 
-# %% ../../nbs/kinds/00_base.ipynb #bd00e4b1
+# %% ../../nbs/kinds/00_base.ipynb #6cd391c0
 @patch
 def divergence(self:Kind,
     clean:Tensor,  # logits
@@ -371,7 +372,8 @@ def divergence(self:Kind,
 ) -> Tensor:
     "[B] how far the answers to each post are apart; raises `HatenbError` for kinds whose answers cannot be compared"
     name = type(self).__name__.lower()
-    raise HatenbError(f'the answers of the kind {name} cannot be compared', 'regularisers', 'Leave out vat for this task.')
+    raise HatenbError(f'the answers of the kind {name} cannot be compared', 'regularisers',
+                      'Leave out vat for this task.')
 
 # %% ../../nbs/kinds/00_base.ipynb #2b96855e
 _least = 1e-6

@@ -54,7 +54,7 @@ class MaskedCrossEntropy(Loss):
     def weights(self, batch): return torch.tensor([float(len(self._gold(batch)))])
     def sums(self, logits, batch): return F.cross_entropy(logits, self._gold(batch), reduction='sum').reshape(1)
 
-# %% ../../nbs/kinds/05_language.ipynb #e976023e
+# %% ../../nbs/kinds/05_language.ipynb #07240b2a
 @kinds.register('language')
 class Language(Kind):
     "What hidden words were"
@@ -74,7 +74,8 @@ class Language(Kind):
         bad = wrong_rows(t, self.columns(q)[:1], lambda v: not -np.inf < v <= 0)
         refuse_posts(t, 'the log-likelihood is not a finite number of at most 0', bad)
 
-@Language.metric('hidden_accuracy', 'accuracy', 'share of the hidden sub-tokens that were guessed', 'Devlin et al. 2019')
+@Language.metric('hidden_accuracy', 'accuracy', 'share of the hidden sub-tokens that were guessed',
+                 'Devlin et al. 2019')
 def _hidden_accuracy(a): return lambda W: divide(W @ a.right, W @ a.hidden)
 
 @Language.metric('perplexity', 'perplexity', 'e to the mean cross-entropy of the hidden sub-tokens',

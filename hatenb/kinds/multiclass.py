@@ -136,7 +136,7 @@ def vote_divergences(
     def _from(a, b): return np.where(a > 0, a*np.log2(np.where(a > 0, a, 1)/np.where(b > 0, b, 1)), 0).sum(1)
     return -(q*np.log(np.maximum(p, least))).sum(1), (_from(p, (p+q)/2) + _from(q, (p+q)/2))/2
 
-# %% ../../nbs/kinds/01_multiclass.ipynb #b0b0be75
+# %% ../../nbs/kinds/01_multiclass.ipynb #7b7a1c98
 def _votes(a):
     "[n, k] the shares of the votes, if the table has them"
     if a.q.votes not in a.t or a.t[a.q.votes].isna().any(): return None
@@ -150,8 +150,8 @@ def _vote_cross_entropy(a):
     votes = _votes(a)
     return None if votes is None else mean_of(vote_divergences(a.p, votes)[0])
 
-@Multiclass.metric('vote_jsd', 'vote JSD', 'Jensen-Shannon divergence of the probabilities from the shares of the votes, '
-                   'to base 2 (0 to 1), mean over posts', 'Lin 1991; Uma et al. 2021', False, when=_has_votes)
+@Multiclass.metric('vote_jsd', 'vote JSD', 'Jensen-Shannon divergence of the probabilities from the shares of '
+                   'the votes, to base 2 (0 to 1), mean over posts', 'Lin 1991; Uma et al. 2021', False, when=_has_votes)
 def _vote_jsd(a):
     votes = _votes(a)
     return None if votes is None else mean_of(vote_divergences(a.p, votes)[1])

@@ -65,7 +65,7 @@ class Binary(Loss):
         if (asked := self.known(batch)) is not None: each = each*asked.unsqueeze(-1)
         return each.sum(0) if self.apart else each.sum().reshape(1)
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #d3478369
+# %% ../../nbs/kinds/02_multilabel.ipynb #e8a9853b
 @kinds.register('multilabel')
 class Multilabel(Kind):
     "Any of several classes"
@@ -73,7 +73,7 @@ class Multilabel(Kind):
     quality = 'macro_f1','micro_f1','average_precision'
     further = 'ece','brier'
     decided = 'macro_f1','micro_f1','macro_f1_{}','micro_f1_{}','macro_f1_part'
-    calibrates = True
+    calibrates = decides_each = True
 
     def gold_forms(self, q):
         more = {q.votes: 'list'} if q.votes else {}
@@ -103,7 +103,7 @@ def counts(self:Multilabel, a):
         return {k: int(((a.given[:,i] == d) & (a.y[:,i] == g)).sum()) for k,(d,g) in pairs.items()}
     return dict(confusion={a.q.outputs[i]: _counts(i) for i in a.places})
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #fa2b8f1b
+# %% ../../nbs/kinds/02_multilabel.ipynb #451b4cab
 def _groups_of(q):
     "The groups of outputs that a question names, as places"
     return {name: [q.outputs.index(o) for o in group] for name,group in q.details.get('groups', {}).items()}
@@ -112,7 +112,7 @@ def _f1_over(a, places, how):
     if not set(places) <= set(a.places): return a.only
     return f1_of(a.y[:,places], a.given[:,places], how)
 
-@Multilabel.metric('macro_f1', 'macro F1', 'mean of the F1 of the outputs, each given from a probability of one half on')
+@Multilabel.metric('macro_f1', 'macro F1', 'mean of the F1 of the outputs, each given from a probability of ½ on')
 def _macro_f1(a): return _f1_over(a, range(len(a.q.outputs)), 'macro')
 
 @Multilabel.metric('micro_f1', 'micro F1', 'F1 of all decisions on the outputs together')
@@ -133,7 +133,7 @@ def _macro_f1_part(a): return None if a.whole else _f1_over(a, a.places, 'macro'
 @Multilabel.metric('f1.{}', 'F1 {}', 'F1 of the output {}', each=outputs_of)
 def _f1_each(a, i): return (lambda W: a.f1(W)[:,i]) if i in a.places else None
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #5126694f
+# %% ../../nbs/kinds/02_multilabel.ipynb #d117707a
 def _precisions(a, places):
     each = [average_precision_of(a.y[:,i], a.p[:,i]) for i in places if a.y[:,i].any()]
     if not each: return 'no post has one of the outputs'
@@ -146,7 +146,8 @@ def _precisions(a, places):
 @Multilabel.metric('average_precision', 'AP', 'average precision, mean over the outputs')
 def _average_precision(a): return _precisions(a, a.places) if a.whole else a.only
 
-@Multilabel.metric('average_precision_part', 'AP (part)', 'average precision, mean over the outputs that this run was asked about')
+@Multilabel.metric('average_precision_part', 'AP (part)', 'average precision, mean over the outputs that this run was '
+                   'asked about')
 def _average_precision_part(a): return None if a.whole else _precisions(a, a.places)
 
 # %% ../../nbs/kinds/02_multilabel.ipynb #a5623a48
@@ -205,12 +206,13 @@ def likelihood(self:Multilabel, t, q):
     p,y = self.decisions(t, q)
     return binary_likelihood(p, y), y
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #cc2e2826
+# %% ../../nbs/kinds/02_multilabel.ipynb #d58f6190
 @patch
 def fit_thresholds(self:Multilabel, t, q, least=20):
     p,y = np.stack(t[f'{q.name}_prob']),np.stack(t[q.column])
     if not y.any():
-        raise HatenbError(f'no post has an output of {q.name}', 'fit_thresholds', 'Give validation posts whose gold is known.')
+        raise HatenbError(f'no post has an output of {q.name}', 'fit_thresholds',
+                          'Give validation posts whose gold is known.')
     asked = [i for i in range(len(q.outputs)) if not np.isnan(p[:,i]).any()]
     return {q.outputs[i]: best_threshold(p[:,i], y[:,i]) if y[:,i].sum() >= least else .5 for i in asked}
 

@@ -81,15 +81,15 @@ def _r2(a):
         return 1-divide((W*(a.y-a.p)**2).sum(1), (W*(a.y-mean)**2).sum(1))
     return _stat
 
-# %% ../../nbs/kinds/04_regression.ipynb #11d3e962
+# %% ../../nbs/kinds/04_regression.ipynb #26cf81a0
 @Regression.metric('pearson', 'Pearson r', 'linear correlation')
 def _pearson(a): return correlation_of(a.y, a.p)
 
 @Regression.metric('spearman', 'Spearman ρ', 'rank correlation')
 def _spearman(a): return rank_correlation_of(a.y, a.p)
 
-@Regression.metric('f1_above_half', 'F1 > ½', 'F1 of score > 0.5, the published line of hate speech; only for the Rasch '
-                   'score', 'Kennedy et al. 2020', when=lambda q: 'line' in q.details)
+@Regression.metric('f1_above_half', 'F1 > ½', 'F1 of score > 0.5, the published line of hate speech; only for the '
+                   'Rasch score', 'Kennedy et al. 2020', when=lambda q: 'line' in q.details)
 def _f1_above(a):
     line = a.q.details['line']
     return f1_of((a.y > line)[:,None], (a.p > line)[:,None], 'micro')
