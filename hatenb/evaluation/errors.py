@@ -53,7 +53,7 @@ def post_losses(
         parts.append(pd.Series(losses, pd.MultiIndex.from_frame(t[['corpus','id']]), name='loss'))
     return pd.concat(parts).dropna()
 
-# %% ../../nbs/evaluation/05_errors.ipynb #bb780843
+# %% ../../nbs/evaluation/05_errors.ipynb #d234391c
 def _posts_with(table, output):
     "Corpus and id of the posts that have an output by the gold of any of their questions"
     found,known = [],[]
@@ -62,7 +62,8 @@ def _posts_with(table, output):
         known += [o for q in corpora[c].questions if has_gold(t.columns, q) and len(q.outputs) > 1 for o in q.outputs]
         found += [t.loc[kind_of(q).has_output(t, q, output), ['corpus','id']] for q in have]
     if not found:
-        raise HatenbError(f'no question has an output {output!r}', 'errors', f'Known: {", ".join(dict.fromkeys(known))}.')
+        known = ', '.join(dict.fromkeys(known))
+        raise HatenbError(f'no question has an output {output!r}', 'errors', f'Known: {known}.')
     return pd.MultiIndex.from_frame(pd.concat(found))
 
 def _narrows_question(table, task, output):
