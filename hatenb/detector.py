@@ -28,7 +28,8 @@ from torch import nn
 
 # %% ../nbs/11_detector.ipynb #064e4196
 from .batches import align, lexicon_features, read_lexicon, tokens_to_words
-from .calibration import apply_temperature, best_threshold, decisions
+from .evaluation import apply_temperature, decisions
+from .kinds import best_threshold
 from .corpora import LABELS, TARGETS, corpora, mask
 from .encoder import Encoder, find_encoder, load_encoder
 from .evaluation import bias_table, load_predictions, metric_of, word_probabilities
@@ -37,7 +38,7 @@ from .merging import lora_updates
 from .pretokenize import Words, hatexplain_words, plain_words, pretokenizers, windows
 from .reports import tables as report_tables
 from .studies import RunConfig, load_run, read_record, source_folders
-from .training import Model, fill
+from .training import Model, merge_columns as fill
 
 # %% ../nbs/11_detector.ipynb #4c6fe1eb
 def dense_encoder(
@@ -152,6 +153,7 @@ def _decisions(folder, record):
     try:
         table = load_predictions(folder/'predictions'/'validation.parquet')
         d = decisions(table)
+        d['thresholds'] = dict(d['thresholds'].get('target', {}))
     except HatenbError as e:
         warnings.warn(f'the probabilities are not calibrated: {e}')
         return {}

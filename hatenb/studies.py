@@ -34,7 +34,7 @@ from .core import (HatenbError, digest, progress, provenance, read_json, derive_
 from .corpora import corpora as known_corpora, corpus_checksum, frequencies, gold_columns, load_corpus
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import evaluate, join_predictions, load_predictions, main_metric, main_metrics, save_predictions
-from .explanations import evaluate_explainers, marked, task_of
+from .asking import evaluate_explainers, posts_with_marks, task_of
 from .heads import HeadConfig, Task, make_head, task_keys
 from .losses import make_loss
 from .regularisers import make_regularisers
@@ -558,7 +558,7 @@ def explain_run(
     config,corpus = RunConfig.from_dict(record['config'], folder/'record.json'),model.heads[task_of(model, 'label')].task.corpus
     splits = run_corpora(config, model.encoder.tokenizer)[corpus]
     if split not in splits: raise HatenbError(f'there is no split {split!r}', corpus, f'Known: {", ".join(splits)}.')
-    ds = marked(splits[split])
+    ds = posts_with_marks(splits[split], corpus)
     posts = Posts(ds if limit is None else ds.select(range(min(limit, len(ds)))), corpus, model.encoder.tokenizer.pad_token_id)
     key = [config.to_dict(), [file_sha256(f) for f in sorted([*folder.glob('adapters/*/*.safetensors'), folder/'heads.safetensors'])]]
     found = evaluate_explainers(model, posts, names, key, options, k, n_boot)

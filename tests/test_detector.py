@@ -237,9 +237,9 @@ def test_the_card_is_drawn_from_the_record(detector, bundle):
 
 def test_a_bundle_with_its_encoder_needs_nothing_else(detector, tmp_path, monkeypatch):
     b = detector.save(tmp_path/'b', whole=True)
-    import hatenb.encoder
-    real = hatenb.encoder.encoder_path
-    monkeypatch.setattr(hatenb.encoder, 'encoder_path', lambda name='minilm': pytest.fail('looked elsewhere') if name == 'minilm' else real(name))
+    import hatenb.encoder.loading
+    real = hatenb.encoder.loading.encoder_path
+    monkeypatch.setattr(hatenb.encoder.loading, 'encoder_path', lambda name='minilm': pytest.fail('looked elsewhere') if name == 'minilm' else real(name))
     assert Detector.from_pretrained(b, dtype='float32')('a post')['label'] in LABELS
 
 
