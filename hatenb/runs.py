@@ -29,10 +29,12 @@ from .core import (HatenbError, atomic_write, digest, file_sha256, read_json, re
                          settings, write_json)
 from .corpora import corpora as known_corpora
 from .encoder import Encoder, adapter_methods, load_encoder
-from .evaluation import load_predictions, main_metric, metrics
-from .heads import HeadConfig, Task, make_head, task_keys
+from .evaluation import load_predictions, metric_of
+from .kinds import HeadConfig, kind_of, make_head
+from .model import Model
 from .regularisers import make_regularisers
-from .training import Model, TrainConfig
+from .tasks import Task, question_of, task_keys
+from .training import TrainConfig
 
 # %% ../nbs/10_runs.ipynb #b72012ad
 _called = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false', type(None): 'nothing',
@@ -174,7 +176,7 @@ def _check_tasks(self:RunConfig):
     if len(set(self.tasks)) < len(self.tasks):
         raise HatenbError('a task is named twice', ' '.join(self.tasks), 'Name each once.')
     tasks = [Task.parse(t) for t in self.tasks]
-    shared = [t.key for t in tasks if t.kind == 'language' and sum(u.corpus == t.corpus for u in tasks) > 1]
+    shared = [t.key for t in tasks if kind_of(t).hides and sum(u.corpus == t.corpus for u in tasks) > 1]
     if shared:
         raise HatenbError('a task whose words are hidden cannot share its posts with others', shared[0],
                           'Give it a run of its own, and stack other tasks on its adapter.')
@@ -183,7 +185,7 @@ def _check_tasks(self:RunConfig):
 
 # %% ../nbs/10_runs.ipynb #659dd59d
 _ranges = dict(max_length=(8, 100_000), limit=(1, math.inf), seed=(0, 2**63-1))
-_head_ranges = dict(dropout=(0, .99), threshold=(0, 1), extra=(0, math.inf))
+_head_ranges = dict(dropout=(0, .99), extra=(0, math.inf))
 
 def _check_range(place, name, value, low, high):
     if value is not None and not low <= value <= high:
@@ -205,7 +207,7 @@ def _check_names(self:RunConfig):
     adapter_methods[self.adapter]
     balancers[self.balancing]
     make_regularisers(self.regularisers)
-    if self.strategy not in ('shared', 'join'): strategies[self.strategy]
+    if self.strategy != 'join': strategies[self.strategy]
     if not self.baseline: return
     baselines[self.baseline]
     if self.strategy != 'shared':
@@ -213,7 +215,7 @@ def _check_names(self:RunConfig):
 
 @patch
 def _check_watched(self:RunConfig):
-    watched = {f'{t.corpus}/{t.name}.{main_metric[t.kind]}' for t in map(Task.parse, self.tasks)}
+    watched = {f'{t.corpus}/{t.name}.{m}' for t in map(Task.parse, self.tasks) for m in kind_of(t).watched}
     for k in (*self.train.smallest_step, *self.train.reference):
         if k.removesuffix('_part') not in watched:
             raise HatenbError(f'the metric {k!r} is not watched', 'train', f'Watched are {", ".join(sorted(watched))}.')
@@ -221,8 +223,7 @@ def _check_watched(self:RunConfig):
 # %% ../nbs/10_runs.ipynb #a715f6f5
 def _needs_sources(config):
     "Whether a strategy is made of finished runs: none, optional, needed"
-    if config.strategy == 'join': return 'needed'
-    return 'none' if config.strategy == 'shared' else strategies[config.strategy].sources
+    return 'needed' if config.strategy == 'join' else strategies[config.strategy].sources
 
 @patch
 def _check_sources(self:RunConfig):
@@ -381,7 +382,7 @@ class Record(TypedDict):
     provenance: Provenance
     chosen: NotRequired[Chosen]
     adapters: NotRequired[list[str]]            # their names, as they lie in the folder
-    frequencies: NotRequired[dict[str,Any]]     # what was counted in the training splits, which heads begin from
+    counted: NotRequired[dict[str,Any]]         # corpus → question → what was counted in the training split
     truncation: NotRequired[dict[str,dict]]
     attention: NotRequired[dict[str,list[dict]]]# of fusions
     notes: NotRequired[dict[str,Any]]           # what a strategy found out on its way: a search, an interference
@@ -400,13 +401,16 @@ def check_record(
     record = dict(record)
     record['config'] = RunConfig.from_dict(record['config'], place).to_dict()
     for split,tasks in record['metrics'].items():
-        for task,values in tasks.items(): _check_metrics(values, Task.parse(task).kind, f'{place}, {split}, {task}')
+        for task,values in tasks.items(): _check_metrics(values, task, f'{place}, {split}, {task}')
     return record
 
-def _check_metrics(values, kind, place):
+def _check_metrics(values, task, place):
     "The main metric is there, and each metric is a `Value`"
-    if main_metric[kind] not in values: raise HatenbError(f'{main_metric[kind]!r} is missing', place, 'Evaluate the run again.')
-    for m in metrics[kind]:
+    check_type(values, dict, place)
+    q = question_of(task)
+    if kind_of(q).main not in values:
+        raise HatenbError(f'{kind_of(q).main!r} is missing', place, 'Evaluate the run again.')
+    for m in kind_of(q).metrics(q):
         if m in values: check_type(values[m], Value, f'{place}, {m}')
 
 # %% ../nbs/10_runs.ipynb #4c055f27
@@ -483,21 +487,18 @@ def source_folders(
 def head_config(config:RunConfig, task:Task) -> HeadConfig:
     "The settings of a task's head"
     d = _head_options(config.heads.get(task.name, {}))
-    if config.lexicon and task.kind not in ('tokens','language'): d['extra'] = len(read_lexicon(config.lexicon)[1])
+    if config.lexicon and kind_of(task).reply(task.question) and kind_of(task).reply(task.question)['per'] == 'post': d['extra'] = len(read_lexicon(config.lexicon)[1])
     return _from_dict(HeadConfig, d, f'heads, {task.name}')
 
 def run_strategy(config:RunConfig):
     "The strategy by which a run's tasks share the encoder"
-    if config.strategy == 'shared': return make_strategy(config.adapter, config.tasks, config.adapter_options)
-    options = dict(config.strategy_options)
-    if config.strategy in ('parallel','branch','stack'): options |= dict(adapter=config.adapter, adapter_options=config.adapter_options)
-    return make_strategy(config.strategy, config.tasks, options)
+    return make_strategy(config.strategy, config.tasks, config.adapter, config.adapter_options, config.strategy_options)
 
 # %% ../nbs/10_runs.ipynb #9c33c8c2
 def run_model(
     config:RunConfig,
     encoder:Encoder,       # with the run's adapters
-    counted:dict,          # corpus → frequencies of its training split
+    counted:dict,          # corpus → question → what was counted in its training split
     sources:list[Path]=(), # folders of the runs whose heads it takes over
 ) -> Model:
     "The encoder with a head for each of the run's tasks: those of the sources, new ones for other tasks"
@@ -521,7 +522,7 @@ def load_model(
     config:RunConfig,
     adapters:dict[str,Path],         # name → folder
     heads:dict[str,torch.Tensor],    # of all tasks
-    counted:dict,                    # corpus → frequencies of its training split
+    counted:dict,                    # corpus → question → what was counted in its training split
     device='cpu',
 ) -> Model:
     "A trained model from its parts, ready to predict; raises `HatenbError` where they do not fit"
@@ -602,8 +603,8 @@ def model(self:Run,
     if not self.config.makes_model:
         what = f'the baseline {self.config.baseline}' if self.config.baseline else self.config.strategy
         raise HatenbError(f'{what} has no model to load', self.folder, 'Load a run with an encoder.')
-    if 'frequencies' not in self.record: raise HatenbError("'frequencies' is missing", self.record_file, _damaged)
-    return load_model(config or self.config, self.adapters(), self.heads(), self.record['frequencies'], device)
+    if 'counted' not in self.record: raise HatenbError("'counted' is missing", self.record_file, _damaged)
+    return load_model(config or self.config, self.adapters(), self.heads(), self.record['counted'], device)
 
 @patch
 def parts(self:Run) -> list[Run]:
