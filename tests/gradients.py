@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from hatenb.balancing import balancers
 from hatenb.regularisers import make_regularisers
 from hatenb.training import TrainConfig, Trainer, predict
+from hatenb.watching import watch
 from parts import ALL, small
 
 out, max_positions, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -34,5 +35,7 @@ for key, given in made.items():
     for p in trainer.params.values(): p.grad = None
 table = predict(model, posts, accelerator=accelerator)
 found['answers'] = torch.tensor(np.stack(table.label_prob[table.corpus == 'mini']))
+watched = watch(model, posts, accelerator=accelerator)
+found |= {f'watched {k}': torch.tensor(v) for k, v in watched.items()}
 if accelerator.is_main_process: save_file({k: v.contiguous() for k, v in found.items()}, out)
 accelerator.wait_for_everyone()

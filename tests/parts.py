@@ -23,7 +23,8 @@ def small(tasks=ALL, method='lora', limit=32, configs=None, noise=0., routes=Non
     encoder.train_only(names)
     corpora = {t.corpus: encoded_corpus(t.corpus, encoder.tokenizer)['train'] for t in tasks}
     counted = {c: count_answers(d, c) for c, d in corpora.items()}
-    heads = [make_head(t, encoder.width, counted[t.corpus], HeadConfig(**(configs or {}).get(t.name, {}))) for t in tasks]
+    given = {t: HeadConfig(**(configs or {}).get(t.name, {})) for t in tasks}
+    heads = [make_head(t, encoder.width, counted[t.corpus], given[t]) for t in tasks]
     model = Model(encoder, heads, routes)
     g = torch.Generator().manual_seed(0)
     for p in model.trainable().values(): p.data += noise*torch.randn(p.shape, generator=g)

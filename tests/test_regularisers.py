@@ -1,4 +1,4 @@
-"Regularisers: the nudges are where and as large as they say, terms add up over parts of a batch, their order is no matter"
+"Regularisers: the nudges are where and as large as they say, terms add up over parts, order is no matter"
 import numpy as np
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_terms_of_parts_add_up_to_that_of_the_batch(multi, name):
     whole, split = term(batch), sum(term(shard(batch, i, 2)) for i in range(2))
     model.encoder.attends = False
     assert torch.isfinite(whole) and whole > 0
-    tolerance = .5 if name == 'vat' else 1e-3           # one iteration from another random start finds another direction
+    tolerance = .5 if name == 'vat' else 1e-3     # one iteration from another random start finds another direction
     assert float(split) == pytest.approx(float(whole), rel=tolerance)
 
 
@@ -86,7 +86,9 @@ def test_order_and_company_change_nothing(multi, max_positions):
     "Each term is the same alone, with others, and in any order; and gradients add up"
     model, posts = multi
     rows = {'mini': np.arange(6), 'mini_mhs': np.arange(2)}
-    def made(*names): return one_step(model, posts, rows, max_positions, regularisers=make_regularisers(dict.fromkeys(names, {})))
+    def made(*names):
+        chosen = make_regularisers(dict.fromkeys(names, {}))
+        return one_step(model, posts, rows, max_positions, regularisers=chosen)
     (there, a), (back, b) = made('attention', 'vat', 'adversarial'), made('adversarial', 'vat', 'attention')
     assert there == back
     for k in a: assert torch.equal(a[k], b[k]), k
@@ -102,17 +104,19 @@ def test_terms_survive_rules_that_combine_gradients(multi):
     "PCGrad changes the losses' gradients and leaves the regulariser's alone"
     model, posts = multi
     rows, rule = {'mini': np.arange(6), 'mini_mhs': np.arange(2)}, balancers['pcgrad']
-    _, both = one_step(model, posts, rows, balancer=rule(list(ALL)), regularisers=make_regularisers({'adversarial': {}}))
+    term = make_regularisers({'adversarial': {}})
+    _, both = one_step(model, posts, rows, balancer=rule(list(ALL)), regularisers=term)
     _, plain = one_step(model, posts, rows, balancer=rule(list(ALL)))
     _, summed = one_step(model, posts, rows)
-    _, with_term = one_step(model, posts, rows, regularisers=make_regularisers({'adversarial': {}}))
+    _, with_term = one_step(model, posts, rows, regularisers=term)
     for k in both: torch.testing.assert_close(both[k]-plain[k], with_term[k]-summed[k], rtol=1e-2, atol=1e-5, msg=k)
 
 
 @pytest.mark.parametrize('name', ['vat', 'adversarial'])
 def test_nudges_reach_every_route(name):
     model, posts = small(SCORED, routes={'mini/label': 'a', 'mini_mhs/score': 'b'})
-    trainer = Trainer(model, posts, TrainConfig(epochs=1, batch_size=8, steps=2), regularisers=make_regularisers({name: {}}))
+    config = TrainConfig(epochs=1, batch_size=8, steps=2)
+    trainer = Trainer(model, posts, config, regularisers=make_regularisers({name: {}}))
     history = trainer.fit()
     assert history[0]['losses'][trainer.regularisers[0].name] > 0
 

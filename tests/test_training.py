@@ -1,5 +1,5 @@
 "What a notebook can't show: processes that are killed and go on, processes that train together, optimisers, trackers"
-import json, os, re, signal, subprocess, sys, time
+import os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +95,8 @@ def test_stops_when_no_metric_makes_its_own_smallest_step(parts):
     config = TrainConfig(epochs=5, steps=1, batch_size=4, patience=2, smallest_step=dict(a=.02, b=.01))
     trainer = Trainer(*parts, config, score=lambda: next(scores))
     assert len(trainer.fit()) == 4      # b rose by .02 at the second; after that two without a step that counts
-    assert trainer.progress.stopped and trainer.progress.best_step == 4   # but the best mean is kept, however small the step
+    assert trainer.progress.stopped
+    assert trainer.progress.best_step == 4          # but the best mean is kept, however small the step
 
 
 def test_the_best_weights_are_what_is_left(parts):
@@ -120,12 +121,16 @@ def test_weights_are_kept_by_the_mean_over_references(parts):
 
 # ---- rates
 
+pytestmark = pytest.mark.filterwarnings('ignore:Seems like `optimizer.step')
+
+
 def rates_of(trainer):
     "The rates that the optimiser was given at each step, by what they move"
     seen, inner = [], trainer.optimizer.step
     heads = {id(p) for p in trainer.model.heads.parameters()}
     def step(*args, **kw):
-        seen.append({'heads' if id(g['params'][0]) in heads else 'encoder': g['lr'] for g in trainer.optimizer.param_groups})
+        groups = trainer.optimizer.param_groups
+        seen.append({'heads' if id(g['params'][0]) in heads else 'encoder': g['lr'] for g in groups})
         return inner(*args, **kw)
     trainer.optimizer.step = step
     trainer.fit()
@@ -140,7 +145,8 @@ def test_heads_have_their_own_schedule(parts):
     np.testing.assert_allclose([s['encoder'] for s in seen], 1e-3*(1+np.cos(np.pi*np.arange(10)/10))/2)
 
 
-@pytest.mark.parametrize('given', [dict(head_warmup=4), dict(head_warmup_epochs=2), dict(head_warmup=2, head_warmup_epochs=1)])
+@pytest.mark.parametrize('given', [dict(head_warmup=4), dict(head_warmup_epochs=2),
+                                   dict(head_warmup=2, head_warmup_epochs=1)])
 def test_adapters_wait_for_the_heads_by_steps_or_epochs(parts, given):
     model, posts = parts
     config = TrainConfig(epochs=3, steps=2, batch_size=4, weight_decay=0., **given)
@@ -189,11 +195,10 @@ def test_every_optimiser_goes_on_with_its_moments(tmp_path, parts, name):
     again = trainer(tmp_path)
     assert again.resume() and torch.equal(flat(again.params.values()), half)
     assert torch.equal(steps(again, rows[2:]), end) and not torch.equal(end, half)
-    model.load_state_dict({k.removeprefix('heads.'): v for k, v in begin.items()}, strict=False)
 
 
 def test_an_unknown_optimiser_is_refused():
-    with pytest.raises(HatenbError, match="did you mean 'adamw'"): TrainConfig(optimizer='adamv')
+    with pytest.raises(HatenbError, match='there is no optimiser'): TrainConfig(optimizer='adamv')
 
 
 # ---- trackers
@@ -202,8 +207,8 @@ def test_a_tensorboard_file_holds_the_losses_and_metrics(tmp_path, parts):
     events = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     accelerator = make_accelerator(['tensorboard'], tmp_path, cpu=True, config=dict(lr=1e-3, tasks=TWO))
     scores = iter([.25, .5])
-    trainer = Trainer(*parts, TrainConfig(epochs=2, steps=2, batch_size=4), score=lambda: {'mini/label.macro_f1': next(scores)},
-                      accelerator=accelerator)
+    def score(): return {'mini/label.macro_f1': next(scores)}
+    trainer = Trainer(*parts, TrainConfig(epochs=2, steps=2, batch_size=4), score, accelerator=accelerator)
     history = trainer.fit()
     accelerator.end_training()
     read = events.EventAccumulator(str(next(tmp_path.rglob('events.out.*')).parent))

@@ -6,9 +6,10 @@ Docs: https://hatenb.github.io/hatenb/kinds/base.html.md"""
 
 # %% auto #0
 __all__ = ['kinds', 'poolings', 'losses', 'strengths', 'Metric', 'MetricFamily', 'refuse_posts', 'wrong_rows', 'Kind', 'kind_of',
-           'asked_posts', 'gold_columns', 'has_gold', 'count_answers', 'HeadConfig', 'pool_first', 'pool_mean', 'mlp',
-           'Head', 'make_head', 'Loss', 'make_loss', 'loss_weights', 'loss_vector', 'log_odds', 'logs', 'best_cut',
-           'best_threshold', 'move_to_half', 'best_of_strengths', 'logistic', 'words_and_pairs', 'there']
+           'asked_posts', 'asked_gold', 'gold_columns', 'has_gold', 'count_answers', 'HeadConfig', 'pool_first',
+           'pool_mean', 'mlp', 'Head', 'make_head', 'Loss', 'make_loss', 'loss_weights', 'loss_vector', 'log_odds',
+           'logs', 'best_cut', 'best_threshold', 'move_to_half', 'best_of_strengths', 'logistic', 'words_and_pairs',
+           'there']
 
 # %% ../../nbs/kinds/00_base.ipynb #8b808397
 import inspect
@@ -148,6 +149,14 @@ def asked_posts(
 ) -> pd.DataFrame:
     "The posts of a table that the question is asked about"
     return t[t[q.asked] != 0] if q.asked and q.asked in t else t
+
+def asked_gold(
+    ds,           # a split of a corpus
+    q:Question,
+) -> np.ndarray:
+    "The gold of the posts that the question is asked about"
+    gold = np.array(ds[q.column][:])
+    return gold[np.array(ds[q.asked][:]) != 0] if q.asked else gold
 
 def gold_columns(
     corpus:str,   # its name
@@ -535,7 +544,12 @@ def has_output(self:Kind, t:pd.DataFrame, q:Question, output:str) -> np.ndarray:
     "[n] bool: the posts whose gold has an output"
     return np.zeros(len(t), bool)
 
-# %% ../../nbs/kinds/00_base.ipynb #66e6617c
+# %% ../../nbs/kinds/00_base.ipynb #62c68f25
+@patch
+def says_toxic(self:Kind, q:Question) -> bool:
+    "Whether an answer to the question says if a post is toxic"
+    return False
+
 @patch
 def toxic(self:Kind, t:pd.DataFrame, q:Question) -> np.ndarray|None:
     "[n] how toxic each post is by the predictions; none if the question does not say that"

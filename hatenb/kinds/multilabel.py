@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from scipy.special import expit
 from torch import Tensor
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #8a4a386a
+# %% ../../nbs/kinds/02_multilabel.ipynb #991d1edd
 from ..bootstrap import average_precision_of, ece_of, f1_of, mean_of, remembered
 from ..core import HatenbError, progress
-from .base import (Head, Kind, Loss, best_of_strengths, best_threshold, kinds, log_odds, logistic, losses,
-                               move_to_half, refuse_posts, there, wrong_rows)
+from .base import (Head, Kind, Loss, asked_gold, best_of_strengths, best_threshold, kinds, log_odds,
+                               logistic, losses, move_to_half, refuse_posts, there, wrong_rows)
 from .multiclass import outputs_of
 
 # %% ../../nbs/kinds/02_multilabel.ipynb #f9add570
@@ -65,7 +65,7 @@ class Binary(Loss):
         if (asked := self.known(batch)) is not None: each = each*asked.unsqueeze(-1)
         return each.sum(0) if self.apart else each.sum().reshape(1)
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #e8a9853b
+# %% ../../nbs/kinds/02_multilabel.ipynb #62b07796
 @kinds.register('multilabel')
 class Multilabel(Kind):
     "Any of several classes"
@@ -78,7 +78,7 @@ class Multilabel(Kind):
     def gold_forms(self, q):
         more = {q.votes: 'list'} if q.votes else {}
         return {q.column: 'list', **more, **({q.asked: 'integer'} if q.asked else {})}
-    def count(self, train, q): return dict(share=np.mean(train[q.column][:], axis=0).tolist())
+    def count(self, train, q): return dict(share=asked_gold(train, q).mean(0).tolist())
 
 # %% ../../nbs/kinds/02_multilabel.ipynb #b3fc062a
 from fastcore.basics import patch
@@ -236,10 +236,17 @@ def majority(self:Multilabel, task, train, splits):
     out[task.places] = np.asarray(share, np.float32)[task.places]
     return {k: {f'{task.name}_prob': [out]*len(ds)} for k,ds in splits.items()}
 
+def _answered(ds, task):
+    "The places of the posts that are asked about, and their gold for the task's outputs"
+    q = task.question
+    use = np.flatnonzero(ds[q.asked][:]) if q.asked else np.arange(len(ds[q.column]))
+    return use, np.array(ds[q.column][:])[use][:,task.places]
+
 @patch
 def fit_linear(self:Multilabel, task, train, val, x, xv, seed):
     from sklearn.metrics import f1_score
-    y,yv = (np.array(ds[task.question.column][:])[:,task.places] for ds in (train, val))
+    (use,y),(use_v,yv) = (_answered(ds, task) for ds in (train, val))
+    x,xv = x[use],xv[use_v]
     def _one(j):
         if not 0 < y[:,j].sum() < len(y): return None       # nothing to tell apart
         def error(m): return -f1_score(yv[:,j], m.predict(xv), zero_division=0)
