@@ -1,4 +1,4 @@
-"""Which words a model says it looked at, whether people would have named them, and whether they are the ones that matter to it.
+"""Which words a model says it looked at, whether people would have named them, and whether they matter to it.
 
 Docs: https://hatenb.github.io/hatenb/asking/explanations.html.md"""
 
@@ -131,7 +131,7 @@ def random_values(model:Model, batch:dict,
         row[real] = torch.rand(n, generator=torch.Generator().manual_seed(derive_seed(seed, 'random', ids[:n])))
     return out
 
-# %% ../../nbs/asking/01_explanations.ipynb #9a0fe52a
+# %% ../../nbs/asking/01_explanations.ipynb #dec31258
 def _explained_batch(model, posts, rows, f, name, options):
     "[B, L] values and word indexes of some posts"
     device = next(model.parameters()).device
@@ -150,7 +150,8 @@ def explain(
     batch_size:int=32,
     **options,         # of the explainer
 ) -> pd.DataFrame: # id; values and token_word, [sub-tokens] each
-    "What an explainer says about each post, in the order of the posts; raises `HatenbError` for values that are no numbers"
+    """What an explainer says about each post, in the order of the posts.
+    Raises `HatenbError` for values that are no numbers."""
     f = explainers[name]
     task_of(model, f.head, posts.corpus)
     model.eval()
@@ -172,7 +173,7 @@ def word_values(
     "[words] mean over each word's sub-tokens; the lowest, or zero if that is lower, for words that were cut off"
     return tokens_to_words(values, token_word, n_words, min(0., float(np.min(values, initial=0.))))
 
-# %% ../../nbs/asking/01_explanations.ipynb #2c108d21
+# %% ../../nbs/asking/01_explanations.ipynb #243e00d5
 levels = 'word','token'
 
 def min_max(
@@ -192,9 +193,11 @@ def plausibility(
     seed:int=0,
 ) -> dict[str,dict]: # metric → value, low, high, n
     "Agreement with the words that annotators marked; raises `HatenbError` if the posts are others"
-    if level not in levels: raise HatenbError(f'there is no level {level!r}', 'plausibility', f'Known: {", ".join(levels)}.')
+    if level not in levels:
+        raise HatenbError(f'there is no level {level!r}', 'plausibility', f'Known: {", ".join(levels)}.')
     if list(explained['id']) != list(gold['id']):
-        raise HatenbError('explanations and gold are not of the same posts', 'plausibility', 'Give both in the same order.')
+        raise HatenbError('explanations and gold are not of the same posts', 'plausibility',
+                          'Give both in the same order.')
     q,rows = words_question(gold['corpus'].iloc[0]),[]
     for v,w,marks in zip(explained['values'], explained['token_word'], gold[q.column]):
         v,marks = (word_values(v, w, len(marks)),marks) if level == 'word' else (v,words_to_tokens(marks, w))
@@ -252,7 +255,7 @@ def _as_posts(sequences, posts):
     ds = Dataset.from_dict(dict(id=[str(i) for i in range(len(ids))], input_ids=ids, token_word=words))
     return Posts(ds, posts.corpus, posts.pad_id)
 
-# %% ../../nbs/asking/01_explanations.ipynb #e8316ad5
+# %% ../../nbs/asking/01_explanations.ipynb #df9d667a
 def faithfulness(
     model:Model,
     posts:Posts,
@@ -264,7 +267,7 @@ def faithfulness(
     key = task_of(model, 'multiclass', posts.corpus)
     task = model.heads[key].task
     if model.heads[key].config.extra:
-        raise HatenbError('this head is given counts of a lexicon, which do not change when sub-tokens are removed', key,
+        raise HatenbError('this head counts words of a lexicon, which do not change when sub-tokens are removed', key,
                           'Take a run without a lexicon.')
     if list(explained['id']) != posts.ids:
         raise HatenbError('the explanations are not of these posts', 'faithfulness', 'Explain the same posts.')
@@ -274,7 +277,8 @@ def faithfulness(
     p = np.stack(answers[kind_of(task).columns(task.question)[0]])
     each = {name: p[[place[s] for s in v]] for name,v in versions.items()}
     given = each['p'].argmax(1)
-    return pd.DataFrame(dict(id=posts.ids, chosen=given, **{name: v[np.arange(len(posts)),given] for name,v in each.items()}))
+    own = {name: v[np.arange(len(posts)),given] for name,v in each.items()}
+    return pd.DataFrame(dict(id=posts.ids, chosen=given, **own))
 
 # %% ../../nbs/asking/01_explanations.ipynb #76f09b23
 _version = 1
@@ -316,12 +320,12 @@ def faithfulness_metrics(
     def _interval(x): return np.percentile(mean_of(x)(W), [2.5,97.5]).tolist() if n_boot else (None, None)
     return {m: dict(zip(('value','low','high','n'), (float(x.mean()), *_interval(x), len(x)))) for m,x in falls.items()}
 
-# %% ../../nbs/asking/01_explanations.ipynb #a8511c8f
+# %% ../../nbs/asking/01_explanations.ipynb #88867043
 def posts_with_marks(
     ds:Dataset,
     corpus:str, # that they are of
 ) -> Dataset:
-    "The posts that the question about words is about and that have a marked word; raises `HatenbError` without such gold"
+    "The posts that a question about words is about and that have a marked word; raises `HatenbError` without such gold"
     q = words_question(corpus)
     if q.column not in ds.column_names:
         raise HatenbError('the posts have no rationales', f'{corpus}, {q.column}', 'Take posts with this column.')
@@ -394,7 +398,7 @@ def explanations_table(
     name = f'explanation, over {"words" if level == "word" else "sub-tokens"}'
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis(name)
 
-# %% ../../nbs/asking/01_explanations.ipynb #8bf28652
+# %% ../../nbs/asking/01_explanations.ipynb #6cdd73c9
 def explain_run(
     folder:str|Path,    # of a finished run
     names=(),           # explainers (default: all that the run has the heads for)
@@ -403,7 +407,7 @@ def explain_run(
     k:int=5,            # highest words or sub-tokens that count
     limit:int|None=None,# posts (default: all that have a marked word)
     n_boot:int=1000,
-) -> dict: # id, name, config, corpus, split, posts, k, options, explainers (as `evaluate_explainers` gives them), provenance
+) -> dict: # id, name, config, corpus, split, posts, k, options, explainers (see `evaluate_explainers`), provenance
     "The record of how plausible and how faithful the explanations of a run are; raises `HatenbError` without a model"
     run,device = Run(folder),resolve_device(settings().device)
     made_by,model = provenance(device),run.model(device)

@@ -130,14 +130,15 @@ def transfer_metrics(
                  macro_f1=f1_of(_both_sides(y), _both_sides(given), 'macro'))
     return estimates(found, {}, len(y), n_boot, 0) | dict(toxic_share=float(y.mean()))
 
-# %% ../../nbs/asking/02_functional.ipynb #cb608e22
+# %% ../../nbs/asking/02_functional.ipynb #d17783e7
 def _case_groups(table, y):
     "Name → which cases: all, hateful and other ones, of a functionality, about a community"
     groups = dict(all=np.ones(len(y), bool), hateful=y, other=~y)
     groups |= {f'functionality.{k}': (table['kind'] == k).to_numpy() for k in sorted(table['kind'].unique())}
     for g in sorted(x for x in table['community'].unique() if x):
         mine = (table['community'] == g).to_numpy()
-        groups |= {f'target.{g}.{name}': mine & side for name,side in (('hateful', y), ('other', ~y)) if (mine & side).any()}
+        sides = dict(hateful=mine & y, other=mine & ~y)
+        groups |= {f'target.{g}.{name}': use for name,use in sides.items() if use.any()}
     return groups
 
 def functional_metrics(
@@ -154,7 +155,7 @@ def functional_metrics(
         return accuracies | dict(macro_f1=f1_of(_both_sides(y), _both_sides(given), 'macro'))
     return {k: estimates(_parts(given), {}, len(y), n_boot, 0) for k,given in decided.items()}
 
-# %% ../../nbs/asking/02_functional.ipynb #2d38b4c4
+# %% ../../nbs/asking/02_functional.ipynb #96b87d80
 def hatecheck_table(
     found:dict,            # as `functional_metrics` returns it
     decision:str='toxic',  # or hate
@@ -162,11 +163,12 @@ def hatecheck_table(
     "Functionalities, hateful ones first, with their accuracy"
     def _row(k, v):
         name,_,side = k.partition('.')[2].rpartition('_')
-        return dict(functionality=name, hateful=side == 'h', n=v['n'], accuracy=v['value'], low=v['low'], high=v['high'])
+        found = dict(n=v['n'], accuracy=v['value'], low=v['low'], high=v['high'])
+        return dict(functionality=name, hateful=side == 'h', **found)
     rows = [_row(k, v) for k,v in found[decision].items() if k.startswith('functionality.')]
     return pd.DataFrame(rows).sort_values(['hateful','functionality'], ascending=[False,True], ignore_index=True)
 
-# %% ../../nbs/asking/02_functional.ipynb #1fc0ad45
+# %% ../../nbs/asking/02_functional.ipynb #da83e1bc
 transfer_corpora = 'hatexplain','davidson','ethos','hateval','founta','kaggle_tweets','mhs_share'
 
 def _at_hand(names):
@@ -176,7 +178,8 @@ def _at_hand(names):
         except HatenbError as e:
             if 'not found' not in str(e): raise
     if not out:
-        raise HatenbError('none of the corpora is at hand', ', '.join(names), 'Point HATENB_DATA at a folder with them.')
+        raise HatenbError('none of the corpora is at hand', ', '.join(names),
+                          'Point HATENB_DATA at a folder with them.')
     return out
 
 # %% ../../nbs/asking/02_functional.ipynb #67d87e16
@@ -222,10 +225,11 @@ def functional_run(
     write_json(run.folder/'functional.json', record)
     return record
 
-# %% ../../nbs/asking/02_functional.ipynb #8ec05df1
+# %% ../../nbs/asking/02_functional.ipynb #ac15ef0b
 def _transfer_table(record, metrics):
-    return pd.DataFrame([{'corpus': c, 'posts': v['auroc']['n'], 'toxic': v['toxic_share'], **{m: v[m]['value'] for m in metrics}}
-                         for c,v in record['transfer'].items()])
+    def _row(c, v):
+        return {'corpus': c, 'posts': v['auroc']['n'], 'toxic': v['toxic_share']} | {m: v[m]['value'] for m in metrics}
+    return pd.DataFrame([_row(c, v) for c,v in record['transfer'].items()])
 
 def functional_text(record:dict) -> str:
     "What such a record says, for a terminal"
@@ -237,19 +241,22 @@ def functional_text(record:dict) -> str:
     if record['functional']: lines.append(hatecheck_table(record['functional']).to_string(**numbers))
     return '\n'.join([*lines, _transfer_table(record, ('auroc','accuracy','macro_f1')).to_string(**numbers)])
 
-# %% ../../nbs/asking/02_functional.ipynb #d2da7e1c
+# %% ../../nbs/asking/02_functional.ipynb #62ccbc87
 def _interval(v): return f'{v["low"]:.3f} to {v["high"]:.3f}'
+
+def _cases_for_card(found):
+    t = hatecheck_table(found)
+    around = [f'{a:.3f} to {b:.3f}' for a,b in zip(t['low'], t['high'])]
+    return pd.DataFrame({'functionality': t['functionality'], 'cases': np.where(t['hateful'], 'hateful', 'other'),
+                         'n': t['n'], 'accuracy': t['accuracy'], '95 % interval': around})
+
+def _corpus_for_card(c, v):
+    return {'corpus': c, 'posts': v['auroc']['n'], 'toxic posts': v['toxic_share'], 'AUROC': v['auroc']['value'],
+            '95 % interval': _interval(v['auroc']), 'macro F1': v['macro_f1']['value']}
 
 def card_tables(record:dict) -> dict[str,pd.DataFrame]:
     "What a model card says of such a record, by title"
-    out = {}
-    if record['functional']:
-        t = hatecheck_table(record['functional'])
-        cases = np.where(t['hateful'], 'hateful', 'other')
-        around = [f'{a:.3f} to {b:.3f}' for a,b in zip(t['low'], t['high'])]
-        out[f'HateCheck, {record["functional"]["toxic"]["all"]["n"]} cases'] = pd.DataFrame(
-            {'functionality': t['functionality'], 'cases': cases, 'n': t['n'], 'accuracy': t['accuracy'], '95 % interval': around})
-    out['Other corpora, the toxic score'] = pd.DataFrame([
-        {'corpus': c, 'posts': v['auroc']['n'], 'toxic posts': v['toxic_share'], 'AUROC': v['auroc']['value'],
-         '95 % interval': _interval(v['auroc']), 'macro F1': v['macro_f1']['value']} for c,v in record['transfer'].items()])
-    return out
+    out,found = {},record['functional']
+    if found: out[f'HateCheck, {found["toxic"]["all"]["n"]} cases'] = _cases_for_card(found)
+    rows = [_corpus_for_card(c, v) for c,v in record['transfer'].items()]
+    return out | {'Other corpora, the toxic score': pd.DataFrame(rows)}
