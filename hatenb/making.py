@@ -20,25 +20,27 @@ from accelerate import Accelerator
 from datasets import DatasetDict, concatenate_datasets
 from filelock import FileLock, Timeout
 
-# %% ../nbs/10b_making.ipynb #f0bc6aab
+# %% ../nbs/10b_making.ipynb #3d590a4e
 from .balancing import make_balancer
 from .baselines import baseline_tables
-from .batches import Posts, augmented, encode, encoded_corpus, lexicon_features, read_lexicon, truncation
+from .batches import Posts, augmented, encode, encoded_corpus, truncation
 from .composing import adapter_name, fusion_attention
 from .core import (HatenbError, derive_seed, file_sha256, provenance, resolve_device, resolve_dtype, seed_everything,
                          settings, write_json)
 from .corpora import corpus_checksum, load_corpus
 from .encoder import Encoder, load_encoder
-from .evaluation import evaluate, join_predictions, save_predictions, watched_metrics
+from .evaluation import evaluate, join_predictions, main_metrics, save_predictions, watched_metrics
 from .kinds import count_answers, has_gold, make_loss
 from .model import Model
+from .pretokenize import lexicon_counts, read_lexicon
 from .regularisers import make_regularisers
 from .runs import (Record, Run, RunConfig, RunFolder, check_record, read_record, run_folder, run_model, run_strategy,
                          source_folders)
 from .tasks import Task
 from .training import Trainer, predict
+from .watching import meters, watch
 
-# %% ../nbs/10b_making.ipynb #9b9b6c36
+# %% ../nbs/10b_making.ipynb #9f6bb0ab
 _splits = 'train','validation','test'
 
 def _cut(config, splits):
@@ -53,26 +55,27 @@ def _check_gold(config, corpora):
             raise HatenbError(f'the corpus has no gold column {t.question.column!r} for this task', t.key,
                               'Ask this of a corpus that has it.')
 
-# %% ../nbs/10b_making.ipynb #5ffd700d
+# %% ../nbs/10b_making.ipynb #87775268
 def run_corpora(config:RunConfig, tokenizer) -> dict:
     "corpus → its encoded splits, cut to the run's limit; raises `HatenbError` where a corpus lacks the gold of a task"
     out = {}
     for c in config.corpora:
         out[c] = _cut(config, encoded_corpus(c, tokenizer, config.max_length))
-        if config.augment: out[c]['train'] = _with_copies(config, c, out[c]['train'], tokenizer)
+        if config.augment: out[c]['train'] = concatenate_datasets([out[c]['train'], _copies(config, out[c]['train'], tokenizer)])
         if config.lexicon: out[c] = {k: _with_features(d, config.lexicon) for k,d in out[c].items()}
     _check_gold(config, out)
     return out
 
-def _with_features(ds, lexicon): return ds.add_column('extra', lexicon_features(ds['words'][:], read_lexicon(lexicon)).tolist())
+def _with_features(ds, lexicon):
+    counts = np.array(lexicon_counts(ds['words'][:], read_lexicon(lexicon)), np.float32)
+    return ds.add_column('extra', np.log1p(counts).tolist())
 
-def _with_copies(config, corpus, train, tokenizer):
-    "The training posts, and encoded changed copies of them"
-    try: more = augmented(train, corpus, **config.augment)
-    except TypeError as e:
-        raise HatenbError(f'the copies cannot be made so: {e}', 'augment', 'Look up the options of `augmented`.') from None
-    more = encode(DatasetDict(train=more), tokenizer, config.max_length)['train']
-    return concatenate_datasets([train.select_columns(more.column_names), more])
+def _copies(config, train, tokenizer):
+    "Encoded changed copies of training posts"
+    plain = train.remove_columns(['input_ids','token_word','words_cut'])
+    try: more = augmented(plain, **config.augment)
+    except TypeError as e: raise HatenbError(f'the copies cannot be made so: {e}', 'augment', 'Look up the options of `augmented`.') from None
+    return encode(DatasetDict(train=more), tokenizer, config.max_length)['train']
 
 # %% ../nbs/10b_making.ipynb #d850052f
 def _check_source(source, config, seen):
@@ -100,7 +103,7 @@ def load_sources(
         raise HatenbError(f'no source has a head for {new[0]}, and nothing is trained', 'sources', 'Add a source, or let the heads learn.')
     return names
 
-# %% ../nbs/10b_making.ipynb #634187b0
+# %% ../nbs/10b_making.ipynb #c6b8eb66
 def run_encoder(
     config:RunConfig,
     device='cpu',
@@ -111,16 +114,15 @@ def run_encoder(
     encoder = load_encoder(config.encoder, config.quantization, resolve_dtype(config.dtype, device), device)
     places = getattr(encoder.model.config, 'max_position_embeddings', None)
     if places and config.max_length > places:
-        raise HatenbError(f'max_length = {config.max_length}, and the encoder has {places} places', config.encoder,
-                          f'Take {places} or fewer.')
+        raise HatenbError(f'max_length = {config.max_length}, and the encoder has {places} places', config.encoder, f'Take {places} or fewer.')
     strategy = run_strategy(config)
-    strategy.build(encoder, load_sources(encoder, config, sources), _posts_to_read(config, encoder, strategy.reads))
+    strategy.build(encoder, load_sources(encoder, config, sources), _read_posts(config, encoder.tokenizer, strategy.reads))
     return encoder
 
-def _posts_to_read(config, encoder, corpora):
-    "Training posts of the corpora that a strategy looks at before anything learns"
-    encoded = {c: _cut(config, encoded_corpus(c, encoder.tokenizer, config.max_length))['train'] for c in corpora}
-    return {c: Posts(d, c, encoder.tokenizer.pad_token_id) for c,d in encoded.items()}
+def _read_posts(config, tokenizer, corpora):
+    "Training posts of the corpora that a strategy reads before anything is trained"
+    splits = {c: _cut(config, encoded_corpus(c, tokenizer, config.max_length)) for c in corpora}
+    return {c: Posts(d['train'], c, tokenizer.pad_token_id) for c,d in splits.items()}
 
 # %% ../nbs/10b_making.ipynb #4bea5852
 def peak_memory(device='cpu') -> int:
@@ -162,14 +164,20 @@ class _Job:
     @property
     def source_records(self): return [Run(f).record for f in self.sources]
 
-def _trainer(job, model, posts, score):
+def _trainer(job, model, posts, validate):
     "The run's trainer, its balancing rule and regularisers"
     c = job.config
     names = [n for h in model.heads.values() for n in make_loss(h).names]
-    return Trainer(model, posts['train'], c.train, score, make_balancer(c.balancing, names, **c.balancing_options),
+    return Trainer(model, posts['train'], c.train, validate, make_balancer(c.balancing, names, **c.balancing_options),
                    make_regularisers(c.regularisers), job.place.folder, c.seed, job.accelerator)
 
-# %% ../nbs/10b_making.ipynb #172416f9
+# %% ../nbs/10b_making.ipynb #1f6d76d9
+def _validate(model, posts, accelerator):
+    "The watched metrics on validation posts"
+    if all(h.task.kind in meters and not h.task.part for h in model.heads.values()): return watch(model, posts, accelerator=accelerator)
+    return watched_metrics(evaluate(predict(model, posts, accelerator=accelerator), n_boot=0))
+
+# %% ../nbs/10b_making.ipynb #79563cf2
 def _train(job):
     "Train a neural run"
     config,accelerator,device = job.config,job.accelerator,job.accelerator.device
@@ -179,12 +187,10 @@ def _train(job):
     counted = {c: count_answers(d['train'], c) for c,d in corpora.items()}
     model = run_model(config, encoder, counted, job.sources)
     posts = {s: {c: Posts(d[s], c, encoder.tokenizer.pad_token_id) for c,d in corpora.items()} for s in _splits}
-    def score():
-        predicted = predict(model, posts['validation'], accelerator=accelerator)
-        return watched_metrics(evaluate(predicted, n_boot=0))
+    def validate(): return _validate(model, posts['validation'], accelerator)
     strategy = run_strategy(config)
-    strategy.choose(model, lambda: float(np.mean(list(score().values()))))
-    trainer = _trainer(job, model, posts, score)
+    strategy.choose(model, lambda: float(np.mean(list(validate().values()))))
+    trainer = _trainer(job, model, posts, validate)
     if strategy.trains: trainer.fit()
     start = time.perf_counter()
     tables = {s: predict(model, posts[s], accelerator=accelerator) for s in ('validation','test')}
@@ -193,13 +199,12 @@ def _train(job):
     cost = _training_cost(model, job.place, trainer.progress, sum(map(len, tables.values())), seconds, job.source_records, device)
     return tables, dict(cost=cost, **_trained_parts(config, model, trainer.progress, posts, corpora, counted))
 
-# %% ../nbs/10b_making.ipynb #b90f1c1c
+# %% ../nbs/10b_making.ipynb #0d933860
 def _trained_parts(config, model, progress, posts, corpora, counted):
     "What the record of a trained run says besides"
     by = 'mean of the watched validation metrics' + (', each over its reference' if config.train.reference else '')
     out = dict(history=progress.history, chosen=dict(by=by, validation=progress.best, step=progress.best_step),
-               adapters=list(model.encoder.methods), counted=counted,
-               truncation={c: truncation(d) for c,d in corpora.items()})
+               adapters=list(model.encoder.methods), frequencies=counted, truncation={c: truncation(d) for c,d in corpora.items()})
     fusions = [n for n,c in model.encoder.composites.items() if hasattr(c, 'scores')]
     if fusions: out['attention'] = {n: fusion_attention(model, n, posts['validation']).to_dict('records') for n in fusions}
     if model.encoder.notes: out['notes'] = dict(model.encoder.notes)
@@ -209,11 +214,10 @@ def _trained_parts(config, model, progress, posts, corpora, counted):
 def _baseline(job):
     "Fit a baseline"
     config = job.config
-    tasks = list(map(Task.parse, config.tasks))
-    corpora = {c: _cut(config, load_corpus(c, *(t.name for t in tasks if t.corpus == c))) for c in config.corpora}
+    corpora = {c: _cut(config, load_corpus(c)) for c in config.corpora}
     _check_gold(config, corpora)
     start = time.perf_counter()
-    tables = baseline_tables(config.baseline, tasks, corpora, config.seed)
+    tables = baseline_tables(config.baseline, list(map(Task.parse, config.tasks)), corpora, config.seed)
     seen = sum(len(d['train']) for d in corpora.values())
     cost = dict(train_seconds=time.perf_counter()-start, train_posts=seen, posts_seen=seen, trainable_parameters=None, posts_per_second=None)
     return tables, dict(history=[], cost=cost)
