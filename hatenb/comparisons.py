@@ -37,7 +37,7 @@ def has_settings(
         return found.get(path) in v if isinstance(v, list) else found.get(path) == v
     return all(_fits(p, v) for p,v in _by_path(wanted).items())
 
-# %% ../nbs/10d_comparisons.ipynb #820eb2ed
+# %% ../nbs/10d_comparisons.ipynb #e07b406d
 def _under(path, names): return any(n == 'all' or path == n or path.startswith(f'{n}.') for n in names)
 
 def is_base(
@@ -48,7 +48,7 @@ def is_base(
 ) -> bool:
     "Whether a run is one that `run` is compared with"
     same,free,wanted = (comparison.get(k, {}) for k in ('same','free','base'))
-    if set(record['metrics']['test']) != {t.partition(':')[0] for t in tasks} or record['id'] == run['id']: return False
+    if set(record['metrics']['test']) != {t.partition(':')[0] for t in tasks}: return False
     if not has_settings(record, wanted): return False
     mine,theirs = (_by_path(RunConfig.from_dict(r['config']).differences) for r in (record, run))
     for path in {*mine, *theirs}-{'tasks', 'seed'}:
@@ -57,7 +57,7 @@ def is_base(
         elif path in mine and not _under(path, [*free, *_by_path(wanted)]): return False
     return True
 
-# %% ../nbs/10d_comparisons.ipynb #7bdc957f
+# %% ../nbs/10d_comparisons.ipynb #a0120ed3
 def _mean_score(side): return float(np.mean([validation_score(r) for r in side]))
 
 def _seed(r): return r['config']['seed']
@@ -68,14 +68,17 @@ def base_of(
     comparison:Comparison,
     records:list[dict],   # among which bases are looked for
 ) -> list[dict]|None: # one for each seed; none: there is none
-    "The base of a run: of several the one that did best on validation"
+    "The base of a run: of several the one that did best on validation, unless that is the run itself"
     found = seed_groups([r for r in records if is_base(r, side[0], tasks, comparison)])
     whole = [g for g in found if {_seed(r) for r in side} <= {_seed(r) for r in g}]
     if not whole: return None
     best = {_seed(r): r for r in max(whole, key=_mean_score)}
-    return [best[_seed(r)] for r in side]
+    base = [best[_seed(r)] for r in side]
+    return None if [r['id'] for r in base] == [r['id'] for r in side] else base
 
-# %% ../nbs/10d_comparisons.ipynb #e4eeabef
+# %% ../nbs/10d_comparisons.ipynb #c30b03cc
+def _distinct(records): return list({r['id']: r for r in records}.values())
+
 def sides_of(
     comparison:Comparison,
     records:list[dict],    # of the study
@@ -86,8 +89,9 @@ def sides_of(
     if comparison.get('best') and sides: sides = [max(sides, key=_mean_score)]
     for side in sides:
         tasks = side[0]['config']['tasks']
+        if comparison.get('apart') and len(tasks) == 1: continue
         for ts in [[t] for t in tasks] if comparison.get('apart') else [tasks]:
-            base = base_of(side, ts, comparison, [*records, *others])
+            base = base_of(side, ts, comparison, _distinct([*records, *others]))
             if base: yield side, base, ts
 
 # %% ../nbs/10d_comparisons.ipynb #bc8ab014

@@ -19,15 +19,14 @@ import numpy as np
 from accelerate import Accelerator
 from fastcore.basics import patch
 
-# %% ../nbs/10c_studies.ipynb #d4b4a076
+# %% ../nbs/10c_studies.ipynb #3035c679
 from .core import (HatenbError, derive_seed, digest, file_sha256, progress, provenance, read_json, resolve_device, resolve_dtype,
                          settings, write_json)
 from .composing import strategies
-from .evaluation import main_metrics, save_predictions, without_gold
-from .kinds import kind_of
+from .evaluation import main_metrics, save_predictions, watched_metrics, without_gold
 from .making import finished, make_run
 from .runs import Record, Run, RunConfig, RunFolder, check_type, read_record, read_records, run_folder
-from .tasks import question_of, task_keys
+from .tasks import task_keys
 from .training import TrainConfig
 
 # %% ../nbs/10c_studies.ipynb #62632fa1
@@ -147,17 +146,12 @@ def load(cls:Study, path:str|Path) -> Study:
         raise HatenbError(f'the study cannot be read: {e}', path, 'Mend the file.') from None
     return dataclasses.replace(cls.from_dict(d, path), file=file_sha256(path))
 
-# %% ../nbs/10c_studies.ipynb #5fd45715
-def _watched(values, task):
-    "The values of a task's watched metrics, or of the main one in a record that is older than they are"
-    kind = kind_of(question_of(task))
-    found = [values.get(m, {}).get('value') or values.get(f'{m}_part', {}).get('value') for m in kind.watched]
-    return [v for v in found if v is not None] or [*main_metrics({task: values}).values()]
-
+# %% ../nbs/10c_studies.ipynb #553d3c2e
 def validation_score(record:dict) -> float:
-    "Mean of the metrics that training watches, on validation posts"
+    "Mean of the metrics that training watches, on validation posts; of the main ones in a record that is older than they are"
     found = record['metrics']['validation']
-    return float(np.mean([v for task,values in found.items() for v in _watched(values, task)]))
+    try: return float(np.mean([*watched_metrics(found).values()]))
+    except KeyError: return float(np.mean([*main_metrics(found).values()]))
 
 def chosen_run(
     records:list[dict], # of the same tasks
