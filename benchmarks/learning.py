@@ -9,11 +9,11 @@ from common import keep
 from hatenb.balancing import balancers
 from hatenb.batches import Posts, encoded_corpus
 from hatenb.core import resolve_dtype
-from hatenb.corpora import frequencies
 from hatenb.encoder import load_encoder
+from hatenb.kinds import count_answers
 from hatenb.regularisers import make_regularisers, regularisers
 from hatenb.training import TrainConfig, Trainer
-from strategy import TASKS, built, seconds
+from sharing import TASKS, built, seconds
 
 
 def trainer(posts, counted, rule='equal', regulariser=None):
@@ -36,7 +36,7 @@ if __name__ == '__main__':
     a = a.parse_args()
     tokenizer = load_encoder('minilm').tokenizer
     train = encoded_corpus('hatexplain', tokenizer)['train']
-    posts, counted = Posts(train.shuffle(seed=0).select(range(a.posts)), 'hatexplain', tokenizer.pad_token_id), frequencies(train)
+    posts, counted = Posts(train.shuffle(seed=0).select(range(a.posts)), 'hatexplain', tokenizer.pad_token_id), count_answers(train, 'hatexplain')
     trainers = {'plain': trainer(posts, counted), **{r: trainer(posts, counted, r) for r in balancers if r != 'equal'},
                 **{r: trainer(posts, counted, regulariser=r) for r in regularisers}}
     rounds = {k: [] for k in trainers}

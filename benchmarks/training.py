@@ -15,10 +15,11 @@ from transformers import AutoModel, DataCollatorWithPadding, TrainingArguments
 from common import keep
 from hatenb.batches import Posts, encoded_corpus
 from hatenb.core import encoder_path, resolve_dtype, seed_everything
-from hatenb.corpora import frequencies
 from hatenb.encoder import load_encoder
-from hatenb.heads import Task, make_head
-from hatenb.training import Model, TrainConfig, Trainer, predict
+from hatenb.kinds import count_answers, make_head
+from hatenb.model import Model
+from hatenb.tasks import Task
+from hatenb.training import TrainConfig, Trainer, predict
 
 LR, HEAD_LR, BATCH = 5e-4, 1e-3, 32
 
@@ -97,7 +98,7 @@ if __name__ == '__main__':
     a = parser.parse_args()
     tokenizer = load_encoder('minilm').tokenizer
     corpus = {k: d.shuffle(seed=0).select(range(min(a.limit or len(d), len(d)))) for k, d in encoded_corpus('hatexplain', tokenizer).items()}
-    posts, counted = {k: Posts(d, 'hatexplain', tokenizer.pad_token_id) for k, d in corpus.items()}, frequencies(corpus['train'])
+    posts, counted = {k: Posts(d, 'hatexplain', tokenizer.pad_token_id) for k, d in corpus.items()}, count_answers(corpus['train'], 'hatexplain')
     mine = ours(posts, counted, a.epochs)
     with tempfile.TemporaryDirectory() as folder: plain = theirs(corpus, tokenizer, a.epochs, folder)
     top = peak(resolve_dtype('auto'))

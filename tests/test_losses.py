@@ -10,7 +10,6 @@ from hypothesis import given, settings as hsettings, strategies as st
 from hatenb.corpora import LABELS, TARGETS
 from hatenb.core import HatenbError
 from hatenb.heads import HeadConfig, Task, heads, make_head, partition, questions
-from hatenb.balancing import Fixed, balancers
 from hatenb.losses import loss_vector, loss_weights, losses, make_loss
 
 FREQUENCIES = dict(label=[.4, .25, .35], target=[.2, .05, .02, .01, .01, .1, .15, .12, .03, .02, .08], score=dict(mean=-.6, sd=2.4))
@@ -228,40 +227,6 @@ def test_losses_of_a_batch_cut_anywhere_are_those_of_the_whole():
         for k, v in loss_vector(ls, here, part, totals).items(): got[k] = got.get(k, 0)+v
     assert got.keys() == want.keys() and len(want) == 1+11+1+1
     for k in want: assert torch.allclose(got[k], want[k], rtol=1e-5), k
-
-
-NAMES = ['mini/label', 'mini/target.Women', 'mini/target.Jewish']
-
-
-def test_equal_is_the_plain_sum_of_what_is_there():
-    b = balancers['equal'](NAMES)
-    assert b({'mini/label': torch.tensor(2.), 'mini/target.Jewish': torch.tensor(3.)}).item() == 5
-    assert not list(b.parameters())
-
-
-def test_fixed_weighs_tasks_and_single_losses():
-    b = Fixed(NAMES, {'mini/target': 3, 'mini/target.Jewish': .5})
-    assert b.weights().tolist() == [1, 3, .5]
-    for wrong in ('mini/targe', 'label', 'mini/target.Nobody'):
-        with pytest.raises(HatenbError, match=wrong): Fixed(NAMES, {wrong: 1.})
-
-
-def test_fixed_goes_on_where_it_stood():
-    a, b = Fixed(NAMES, {'mini/label': 2.}, normalise_steps=3), Fixed(NAMES, {'mini/label': 2.}, normalise_steps=3)
-    looks = [{'mini/label': 4.}, {'mini/label': 2., 'mini/target.Women': .5}, {'mini/label': 3.}, {'mini/label': 100., 'mini/target.Women': 1.5}]
-    for i, l in enumerate(looks[:2]): a.after_step(l, i)
-    b.load_state_dict(a.state_dict())
-    for x in (a, b):
-        for i, l in enumerate(looks[2:], 2): x.after_step(l, i)
-    assert torch.equal(a.weights(), b.weights())
-    # label: three looks, mean 3, importance 2; Women: mean 1; Jewish was never seen
-    assert a.weights().tolist() == pytest.approx([2/3, 1, 1])
-
-
-def test_backward_gives_the_weighted_gradients():
-    x = torch.tensor([1., 2.], requires_grad=True)
-    Fixed(NAMES, {'mini/label': 2.}).backward({'mini/label': x[0]**2, 'mini/target.Women': x[1]**2}, [x])
-    assert x.grad.tolist() == [4, 4]
 
 
 # ---- heads

@@ -1,5 +1,5 @@
-"What a notebook can't show: processes that are killed and go on, processes that train together"
-import json, os, re, signal, subprocess, sys, time
+"What a notebook can't show: processes that are killed and go on, processes that train together, optimisers, trackers"
+import os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -8,29 +8,24 @@ import torch
 from safetensors.torch import load_file
 
 from hatenb.core import HatenbError
-from hatenb.studies import RunConfig, run
-from hatenb.training import TrainConfig
+from hatenb.training import TrainConfig, Trainer, make_accelerator, optimizers
+from parts import flat, small
 
 here = Path(__file__).parent
-CONFIG = RunConfig(('mini/label', 'mini/rationale', 'mini_mhs/score'), options=dict(r=4), limit=96,
-                   train=TrainConfig(epochs=2, batch_size=16, checkpoint_steps=3, lr=1e-3))
+TWO = 'mini/label', 'mini/rationale'
 
 
-def start(runs_path):
-    "A process that makes the run"
-    code = ('import json,sys; from hatenb.studies import RunConfig, run; '
-            'run(RunConfig.from_dict(json.loads(sys.argv[1])), runs_path=sys.argv[2])')
-    return subprocess.Popen([sys.executable, '-c', code, json.dumps(CONFIG.to_dict()), str(runs_path)],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(script, *args, processes=1):
+    "A process that runs a script of this folder, or several together"
+    together = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
+    command = [sys.executable, *(together if processes > 1 else []), str(here/script), *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
 def finish(process):
     out, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, out
-
-
-def weights(folder):
-    return {**load_file(folder/'heads.safetensors'), **load_file(next((folder/'adapters'/'shared').glob('*.safetensors')))}
+    assert process.returncode == 0, out[-3000:]
 
 
 def same(a, b):
@@ -38,25 +33,15 @@ def same(a, b):
     for k in a: assert torch.equal(a[k], b[k]), k
 
 
-@pytest.fixture(scope='module')
-def never_killed(tmp_path_factory):
-    path = tmp_path_factory.mktemp('whole')
-    finish(start(path))
-    return path/CONFIG.id
+# ---- killed
 
-
-def without_times(record):
-    "A record without what two runs cannot share: times, memory"
-    r = json.loads(json.dumps(record))
-    for k in ('train_seconds', 'posts_per_second', 'predict_posts_per_second', 'peak_memory_bytes'): r['cost'].pop(k)
-    return r
-
-
-def test_killed_three_times_ends_the_same(tmp_path, never_killed):
-    folder = tmp_path/CONFIG.id
+def test_killed_three_times_ends_the_same(tmp_path):
+    whole, folder = tmp_path/'whole', tmp_path/'cut'
+    for f in (whole, folder): f.mkdir()
+    never_killed = start('killed.py', whole)
     checkpoint, seen = folder/'checkpoint.safetensors', 0
     for _ in range(3):
-        p = start(tmp_path)
+        p = start('killed.py', folder)
         deadline = time.time()+240
         while time.time() < deadline and p.poll() is None:       # until a newer checkpoint than the last one lies there
             if checkpoint.exists() and checkpoint.stat().st_mtime_ns > seen: break
@@ -65,146 +50,174 @@ def test_killed_three_times_ends_the_same(tmp_path, never_killed):
         seen = checkpoint.stat().st_mtime_ns
         p.send_signal(signal.SIGKILL)
         p.wait()
-        assert not (folder/'record.json').exists()
-    assert seen, 'the run was never killed after a checkpoint'
-    finish(start(tmp_path))
-    same(weights(folder), weights(never_killed))
-    mine, theirs = (without_times(json.loads((f/'record.json').read_text())) for f in (folder, never_killed))
-    assert mine == theirs
-    assert not checkpoint.exists()
+        assert not (folder/'end.safetensors').exists()
+    assert seen, 'it was never killed after a checkpoint'
+    finish(start('killed.py', folder))
+    finish(never_killed)
+    same(*(load_file(f/'end.safetensors') for f in (folder, whole)))
+    assert len({(f/'history.json').read_text() for f in (folder, whole)}) == 1
 
 
-def test_same_seed_same_record_other_seed_other_weights(tmp_path, never_killed):
-    finish(start(tmp_path))
-    same(weights(tmp_path/CONFIG.id), weights(never_killed))
-
-
-def test_two_runs_at_once_are_refused(tmp_path):
-    from filelock import FileLock
-    (tmp_path/CONFIG.id).mkdir()
-    with FileLock(tmp_path/CONFIG.id/'.lock'):
-        with pytest.raises(HatenbError, match='another process'): run(CONFIG, runs_path=tmp_path)
-
-
-def test_broken_checkpoint_says_what_to_do(tmp_path):
-    (tmp_path/CONFIG.id).mkdir()
-    broken = tmp_path/CONFIG.id/'checkpoint.safetensors'
+def test_a_broken_checkpoint_says_what_to_do(tmp_path, parts):
+    broken = tmp_path/'checkpoint.safetensors'
     broken.write_bytes(b'not a checkpoint')
-    with pytest.raises(HatenbError, match='Delete it'): run(CONFIG, runs_path=tmp_path)
+    with pytest.raises(HatenbError, match='Delete it'): Trainer(*parts, TrainConfig(), folder=tmp_path).fit()
     assert broken.read_bytes() == b'not a checkpoint'
 
 
-@pytest.mark.parametrize('processes,max_positions', [(2, 2048), (2, 64), (1, 64)])
-def test_gradients_do_not_depend_on_how_the_batch_is_cut(tmp_path, processes, max_positions):
-    def gradients(n, max_positions):
-        out = tmp_path/f'{n}-{max_positions}.safetensors'
-        launch = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', str(n), '--num_machines', '1', '--mixed_precision', 'no',
-                  '--dynamo_backend', 'no', '--main_process_port', '0'] if n > 1 else []
-        r = subprocess.run([sys.executable, *launch, str(here/'gradients.py'), str(out), str(max_positions)], capture_output=True, text=True,
-                           timeout=400, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-        assert r.returncode == 0, r.stderr[-3000:]
-        return load_file(out)
-    one, cut = gradients(1, 2048), gradients(processes, max_positions)
-    assert one.keys() == cut.keys()
-    for k in one: torch.testing.assert_close(cut[k], one[k], rtol=1e-4, atol=2e-6, equal_nan=True, msg=k)
-
+# ---- together
 
 @pytest.fixture(scope='module')
-def small():
-    "A trainer's parts on a few posts of the mini corpus"
-    from hatenb.batches import Posts
-    from hatenb.corpora import frequencies
-    from hatenb.studies import run_corpora, run_encoder, run_model
-    config = RunConfig(('mini/label', 'mini/rationale'), options=dict(r=2), limit=32)
-    encoder = run_encoder(config)
-    corpora = run_corpora(config, encoder.tokenizer)
-    model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
-    return model, {c: Posts(d['train'], c) for c, d in corpora.items()}
+def in_one_piece(tmp_path_factory):
+    out = tmp_path_factory.mktemp('gradients')/'one.safetensors'
+    finish(start('gradients.py', out, 2048, 1))
+    return load_file(out)
 
 
-def test_stops_when_no_metric_makes_its_own_smallest_step(small):
-    from hatenb.training import Trainer
-    model, posts = small
-    looks = iter([dict(a=.5, b=.5), dict(a=.5, b=.52), dict(a=.505, b=.52), dict(a=.509, b=.525), dict(a=.9, b=.9)])
+@pytest.mark.parametrize('processes,max_positions', [(2, 64), (1, 64)])
+def test_gradients_do_not_depend_on_how_the_batch_is_cut(tmp_path, in_one_piece, processes, max_positions):
+    out = tmp_path/'cut.safetensors'
+    finish(start('gradients.py', out, max_positions, processes, processes=processes))
+    cut = load_file(out)
+    assert in_one_piece.keys() == cut.keys()
+    for k, whole in in_one_piece.items():
+        torch.testing.assert_close(cut[k], whole, rtol=1e-4, atol=2e-6, equal_nan=True, msg=k)
+
+
+# ---- what is kept, and when it stops
+
+@pytest.fixture(scope='module')
+def parts(): return small(TWO)
+
+
+def test_stops_when_no_metric_makes_its_own_smallest_step(parts):
+    scores = iter([dict(a=.5, b=.5), dict(a=.5, b=.52), dict(a=.505, b=.52), dict(a=.509, b=.525), dict(a=.9, b=.9)])
     config = TrainConfig(epochs=5, steps=1, batch_size=4, patience=2, smallest_step=dict(a=.02, b=.01))
-    trainer = Trainer(model, posts, config, validate=lambda: next(looks))
-    history = trainer.fit()
-    assert len(history) == 4                          # b rose by .02 at the second look; after that two looks without a step that counts
-    assert trainer.progress.stopped and trainer.progress.best_step == 4      # but the best mean is kept, however small the step
+    trainer = Trainer(*parts, config, score=lambda: next(scores))
+    assert len(trainer.fit()) == 4      # b rose by .02 at the second; after that two without a step that counts
+    assert trainer.progress.stopped
+    assert trainer.progress.best_step == 4          # but the best mean is kept, however small the step
 
 
-def test_the_best_weights_are_what_is_left(small):
-    from hatenb.training import Trainer
-    model, posts = small
+def test_the_best_weights_are_what_is_left(parts):
     seen, values = [], iter([.2, .9, .3])
-    trainer = None
-    def validate():
-        seen.append(torch.cat([p.detach().flatten().clone() for p in trainer.params.values()]))
+    def score():
+        seen.append(flat(trainer.params.values()))
         return dict(a=next(values))
-    trainer = Trainer(model, posts, TrainConfig(epochs=3, steps=1, batch_size=4), validate=validate)
+    trainer = Trainer(*parts, TrainConfig(epochs=3, steps=1, batch_size=4), score=score)
     trainer.fit()
-    assert torch.equal(torch.cat([p.detach().flatten() for p in trainer.params.values()]), seen[1])
-    assert not torch.equal(seen[1], seen[2])
+    assert torch.equal(flat(trainer.params.values()), seen[1]) and not torch.equal(seen[1], seen[2])
 
 
-def test_adapters_wait_for_the_heads(small):
-    from hatenb.training import Trainer
-    model, posts = small
-    trainer = Trainer(model, posts, TrainConfig(epochs=1, steps=4, batch_size=4, head_warmup=3, warmup=0., weight_decay=0.))
-    start = {k: p.detach().clone() for k, p in trainer.params.items()}
+def test_weights_are_kept_by_the_mean_over_references(parts):
+    def best(reference):
+        scores = iter([dict(a=.8, b=.20), dict(a=.7, b=.28), dict(a=.6, b=.30)])
+        config = TrainConfig(epochs=3, steps=1, batch_size=4, reference=reference)
+        trainer = Trainer(*parts, config, score=lambda: next(scores))
+        trainer.fit()
+        return trainer.progress.best_step
+    assert best({}) == 1 and best(dict(a=.8, b=.2)) == 2
+
+
+# ---- rates
+
+pytestmark = pytest.mark.filterwarnings('ignore:Seems like `optimizer.step')
+
+
+def rates_of(trainer):
+    "The rates that the optimiser was given at each step, by what they move"
+    seen, inner = [], trainer.optimizer.step
+    heads = {id(p) for p in trainer.model.heads.parameters()}
+    def step(*args, **kw):
+        groups = trainer.optimizer.param_groups
+        seen.append({'heads' if id(g['params'][0]) in heads else 'encoder': g['lr'] for g in groups})
+        return inner(*args, **kw)
+    trainer.optimizer.step = step
+    trainer.fit()
+    return seen
+
+
+def test_heads_have_their_own_schedule(parts):
+    config = TrainConfig(epochs=2, steps=5, batch_size=8, lr=1e-3, head_lr=5e-3, schedule='cosine',
+                         head_schedule='constant', warmup=0.)
+    seen = rates_of(Trainer(*parts, config))
+    assert [s['heads'] for s in seen] == [5e-3]*10
+    np.testing.assert_allclose([s['encoder'] for s in seen], 1e-3*(1+np.cos(np.pi*np.arange(10)/10))/2)
+
+
+@pytest.mark.parametrize('given', [dict(head_warmup=4), dict(head_warmup_epochs=2),
+                                   dict(head_warmup=2, head_warmup_epochs=1)])
+def test_adapters_wait_for_the_heads_by_steps_or_epochs(parts, given):
+    model, posts = parts
+    config = TrainConfig(epochs=3, steps=2, batch_size=4, weight_decay=0., **given)
+    trainer = Trainer(model, posts, config)
+    start = flat(model.encoder.trainable().values())
     moved = []
-    for rows in trainer.batches(0):
-        trainer.step(rows)
-        trainer.progress.step += 1
-        moved.append({k.split('.')[0] for k, p in trainer.params.items() if not torch.equal(p, start[k])})
-    assert moved[:3] == [{'heads'}]*3 and moved[3] == {'heads', 'encoder'}
+    trainer._track = lambda values: moved.append(not torch.equal(flat(model.encoder.trainable().values()), start))
+    seen = rates_of(trainer)
+    assert [s['encoder'] > 0 for s in seen] == [False]*4 + [True]*2 and seen[0]['heads'] > 0
 
 
 def test_each_layer_has_its_own_rate():
-    from hatenb.studies import run_corpora, run_encoder, run_model
-    from hatenb.corpora import frequencies
-    from hatenb.training import Trainer
-    from hatenb.batches import Posts
-    config = RunConfig(('mini/label',), 'full', limit=16)
-    encoder = run_encoder(config)
-    corpora = run_corpora(config, encoder.tokenizer)
-    model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
-    trainer = Trainer(model, {c: Posts(d['train'], c) for c, d in corpora.items()}, TrainConfig(epochs=1, batch_size=8, lr=1e-3, head_lr=5e-3, layer_decay=.5, warmup=0., schedule='constant'))
+    model, posts = small(('mini/label',), 'full', limit=16)
+    config = TrainConfig(epochs=1, batch_size=8, lr=1e-3, head_lr=5e-3, layer_decay=.5, warmup=0., schedule='constant')
+    trainer = Trainer(model, posts, config)
     rates = {id(p): g['lr'] for g in trainer.optimizer.param_groups for p in g['params']}
     for k, p in trainer.params.items():
         layer = re.search(r'layer\.(\d)\.', k)
         expected = 5e-3 if k.startswith('heads.') else 1e-3*.5**(6-(int(layer[1])+1 if layer else 0))
         assert rates[id(p)] == pytest.approx(expected), k
-    trainer.fit()
 
 
-def test_heads_have_their_own_schedule(small):
-    from hatenb.training import Trainer
-    trainer = Trainer(*small, TrainConfig(epochs=2, steps=5, batch_size=8, lr=1e-3, head_lr=5e-3, schedule='cosine', head_schedule='constant', warmup=0.))
-    seen = []
-    inner = trainer.optimizer.step
-    trainer.optimizer.step = lambda *a, **k: (seen.append({'heads' if any(p is q for p in g['params'] for q in trainer.model.heads.parameters()) else 'encoder': g['lr'] for g in trainer.optimizer.param_groups}), inner(*a, **k))[1]
-    trainer.fit()
-    assert [s['heads'] for s in seen] == [5e-3]*10
-    np.testing.assert_allclose([s['encoder'] for s in seen], 1e-3*(1+np.cos(np.pi*np.arange(10)/10))/2)
+# ---- optimisers
+
+@pytest.mark.parametrize('name', list(optimizers))
+def test_every_optimiser_goes_on_with_its_moments(tmp_path, parts, name):
+    options = dict(momentum=.9) if name in ('sgd', 'rmsprop') else {}
+    config = TrainConfig(epochs=1, steps=4, batch_size=4, optimizer=name, optimizer_options=options, clip=.01)
+    model, posts = parts
+    begin = {k: p.detach().clone() for k, p in model.trainable().items()}
+    def trainer(folder=None):
+        t = Trainer(model, posts, config, folder=folder)
+        t._set(begin, None)
+        model.train()
+        return t
+    def steps(t, rows):
+        for r in rows:
+            t.step(r)
+            t.progress.step += 1
+        return flat(t.params.values())
+    whole = trainer(tmp_path)
+    rows = whole.batches(0)
+    half = steps(whole, rows[:2])
+    whole.save()
+    end = steps(whole, rows[2:])
+    again = trainer(tmp_path)
+    assert again.resume() and torch.equal(flat(again.params.values()), half)
+    assert torch.equal(steps(again, rows[2:]), end) and not torch.equal(end, half)
 
 
-@pytest.mark.parametrize('given', [dict(head_warmup=4), dict(head_warmup_epochs=2), dict(head_warmup=2, head_warmup_epochs=1)])
-def test_adapters_wait_for_the_heads_by_steps_or_epochs(small, given):
-    from hatenb.training import Trainer
-    model, posts = small
-    trainer = Trainer(model, posts, TrainConfig(epochs=3, steps=2, batch_size=4, **given))
-    factors = []
-    for step in range(6): factors.append([g['lr'] for g in trainer.optimizer.param_groups]); trainer.optimizer.step(); trainer.scheduler.step()
-    assert [f[1] > 0 for f in factors] == [False]*4 + [True]*2 and factors[0][0] > 0
+def test_an_unknown_optimiser_is_refused():
+    with pytest.raises(HatenbError, match='there is no optimiser'): TrainConfig(optimizer='adamv')
 
 
-def test_weights_are_kept_by_the_mean_over_references(small):
-    from hatenb.training import Trainer
-    model, posts = small
-    def best(reference):
-        looks = iter([dict(a=.8, b=.20), dict(a=.7, b=.28), dict(a=.6, b=.30)])
-        trainer = Trainer(model, posts, TrainConfig(epochs=3, steps=1, batch_size=4, reference=reference), validate=lambda: next(looks))
-        trainer.fit()
-        return trainer.progress.best_step
-    assert best({}) == 1 and best(dict(a=.8, b=.2)) == 2
+# ---- trackers
+
+def test_a_tensorboard_file_holds_the_losses_and_metrics(tmp_path, parts):
+    events = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    accelerator = make_accelerator(['tensorboard'], tmp_path, cpu=True, config=dict(lr=1e-3, tasks=TWO))
+    scores = iter([.25, .5])
+    def score(): return {'mini/label.macro_f1': next(scores)}
+    trainer = Trainer(*parts, TrainConfig(epochs=2, steps=2, batch_size=4), score, accelerator=accelerator)
+    history = trainer.fit()
+    accelerator.end_training()
+    read = events.EventAccumulator(str(next(tmp_path.rglob('events.out.*')).parent))
+    read.Reload()
+    def values(tag): return [(e.step, pytest.approx(e.value, rel=1e-5)) for e in read.Scalars(tag)]
+    assert values('validation/mini/label.macro_f1') == [(2, .25), (4, .5)]
+    assert values('losses/mini/label') == [(h['step'], h['losses']['mini/label']) for h in history]
+    assert [s for s, _ in values('step/mini/label')] == [1, 2, 3, 4]
+
+
+def test_a_tracker_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(HatenbError, match='trackers'): make_accelerator(['no_such_tracker'], tmp_path, cpu=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 # %% ../../nbs/kinds/04_regression.ipynb #a2e3146d
 from ..bootstrap import auc_of, correlation_of, divide, f1_of, mean_of, rank_correlation_of, subset_of
-from .base import (Head, Kind, Loss, best_of_strengths, kinds, losses, refuse_posts, there)
+from .base import (Head, Kind, Loss, asked_gold, best_of_strengths, kinds, losses, refuse_posts, there)
 
 # %% ../../nbs/kinds/04_regression.ipynb #224e6245
 class RegressionHead(Head):
@@ -53,7 +53,7 @@ class Regression(Kind):
         more = {c: 'number' for c in (q.details.get('sign'),) if c}
         return {q.column: 'number', **more, **({q.asked: 'integer'} if q.asked else {})}
     def count(self, train, q):
-        y = np.array(train[q.column][:])
+        y = asked_gold(train, q)
         return dict(mean=float(np.mean(y)), sd=float(np.std(y)))
     def answers(self, t, q):
         "Adds gold `y` [n] and the prediction `p` [n]"

@@ -1,0 +1,41 @@
+"A small model and posts for tests of what trains them"
+import numpy as np
+import torch
+
+from hatenb.batches import Posts, encoded_corpus
+from hatenb.core import seed_everything
+from hatenb.encoder import load_encoder
+from hatenb.kinds import HeadConfig, count_answers, make_head
+from hatenb.model import Model
+from hatenb.tasks import Task
+
+ALL = 'mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'
+
+
+def small(tasks=ALL, method='lora', limit=32, configs=None, noise=0., routes=None, **options):
+    "A model with one adapter (or one a task), and the first posts of its tasks' corpora"
+    seed_everything(0, 'weights')
+    tasks = [Task.parse(t) for t in tasks]
+    encoder = load_encoder('minilm')
+    names = ['shared'] if routes is None else list(routes.values())
+    for name in names: encoder.add(name, method, **(options or (dict(r=2) if method == 'lora' else {})))
+    encoder.activate('shared' if routes is None else None)
+    encoder.train_only(names)
+    corpora = {t.corpus: encoded_corpus(t.corpus, encoder.tokenizer)['train'] for t in tasks}
+    counted = {c: count_answers(d, c) for c, d in corpora.items()}
+    given = {t: HeadConfig(**(configs or {}).get(t.name, {})) for t in tasks}
+    heads = [make_head(t, encoder.width, counted[t.corpus], given[t]) for t in tasks]
+    model = Model(encoder, heads, routes)
+    g = torch.Generator().manual_seed(0)
+    for p in model.trainable().values(): p.data += noise*torch.randn(p.shape, generator=g)
+    return model, {c: Posts(d.select(range(min(limit, len(d)))), c, encoder.tokenizer.pad_token_id)
+                   for c, d in corpora.items()}
+
+
+def flat(parameters): return torch.cat([p.detach().flatten().clone() for p in parameters])
+
+
+def undecided(posts, count):
+    "Rows of normal posts, which have no rationale, and of others"
+    label = posts.flat['label']
+    return np.flatnonzero(label == 0)[:count], np.flatnonzero(label != 0)[:count]
