@@ -35,7 +35,7 @@ def test_pairwise_meets_all_pairs():
         missing = {(c[a],c[b]) for c in ALL} - {(c[a],c[b]) for c in cases}
         assert all('full' in pair for pair in missing), missing    # which has one quantization
 
-@pytest.mark.parametrize('case', pairwise(), ids=ids)
+@pytest.mark.parametrize('case', list(pairwise()), ids=ids)
 def test_methods(tiny, tmp_path, case):
     method,quantization,architecture,dtype = case
     check(tiny/architecture, tmp_path, quantization, method, dtype)
