@@ -264,7 +264,7 @@ def _compare(
     out:Annotated[Optional[Path], typer.Option(help='write the table to this CSV file too')]=None,
 ):
     "Every metric two runs share: difference, 95 % interval, p, and p corrected over the table"
-    from hatenb.comparison import compare
+    from hatenb.evaluation import compare
     from hatenb.evaluation import load_predictions
     table = compare(*(load_predictions(f/'predictions'/f'{split}.parquet') for f in (first, second)), count=resamples)
     print(f'a: {first.name}\nb: {second.name}\n{_table(_differences(table))}')
@@ -304,8 +304,7 @@ def _explain(
 ):
     "How plausible and how faithful a run's explanations are; what was read already comes from the cache"
     from hatenb.core import write_json
-    from hatenb.explanations import explanations_table, levels
-    from hatenb.studies import explain_run
+    from hatenb.asking import explain_run, explanations_table, levels
     for f in runs:
         record = explain_run(f, by or (), split, limit=limit)
         print(f'{record["id"]}, {record["posts"]} posts')
@@ -322,7 +321,7 @@ def _functional(
 ):
     "Functional tests of finished runs, and their toxic score on other corpora"
     from hatenb.core import write_json
-    from hatenb.functional import functional_run, functional_text, linear_record
+    from hatenb.asking import functional_run, functional_text, linear_record
     if not (runs or linear):
         raise HatenbError('there is nothing to ask', 'functional', 'Name folders of finished runs, or --linear CORPUS.')
     for record in (*map(functional_run, runs or ()), *map(linear_record, linear or ())):
@@ -436,7 +435,7 @@ def _bundle(
     detector = Detector.from_pretrained(run)
     tables = {}
     if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it
-        from hatenb.functional import card_tables
+        from hatenb.asking import card_tables
         tables = card_tables(json.loads(tests.read_text(encoding='utf-8')))
     if out:
         detector.save(out, onnx=onnx, whole=whole, tables=tables)

@@ -20,24 +20,27 @@ from accelerate import Accelerator
 from datasets import DatasetDict, concatenate_datasets
 from filelock import FileLock, Timeout
 
-# %% ../nbs/10b_making.ipynb #f0bc6aab
+# %% ../nbs/10b_making.ipynb #3d590a4e
 from .balancing import make_balancer
 from .baselines import baseline_tables
-from .batches import Posts, augmented, encode, encoded_corpus, lexicon_features, read_lexicon, truncation
+from .batches import Posts, augmented, encode, encoded_corpus, truncation
 from .composing import adapter_name, fusion_attention
 from .core import (HatenbError, derive_seed, file_sha256, provenance, resolve_device, resolve_dtype, seed_everything,
                          settings, write_json)
-from .corpora import corpus_checksum, frequencies, load_corpus
+from .corpora import corpus_checksum, load_corpus
 from .encoder import Encoder, load_encoder
-from .evaluation import evaluate, join_predictions, main_metrics, save_predictions
-from .heads import Task
-from .losses import make_loss
+from .evaluation import evaluate, join_predictions, main_metrics, save_predictions, watched_metrics
+from .kinds import count_answers, has_gold, make_loss
+from .model import Model
+from .pretokenize import lexicon_counts, read_lexicon
 from .regularisers import make_regularisers
 from .runs import (Record, Run, RunConfig, RunFolder, check_record, read_record, run_folder, run_model, run_strategy,
                          source_folders)
-from .training import Model, Trainer, predict
+from .tasks import Task
+from .training import Trainer, predict
+from .watching import meters, watch
 
-# %% ../nbs/10b_making.ipynb #9b9b6c36
+# %% ../nbs/10b_making.ipynb #9f6bb0ab
 _splits = 'train','validation','test'
 
 def _cut(config, splits):
@@ -45,15 +48,14 @@ def _cut(config, splits):
     some = lambda d: d if config.limit is None else d.shuffle(seed=0).select(range(min(config.limit, len(d))))
     return {k: some(d) for k,d in splits.items() if k in _splits}
 
-_gold_of = dict(multiclass='label', multilabel='target', tokens='rationale_any', regression='score')
-
 def _check_gold(config, corpora):
     "Raise unless each task's corpus holds the answers that the task asks for"
     for t in map(Task.parse, config.tasks):
-        if t.kind in _gold_of and _gold_of[t.kind] not in corpora[t.corpus]['train'].column_names:
-            raise HatenbError(f'the corpus has no gold column {_gold_of[t.kind]!r} for this task', t.key, 'Ask this of a corpus that has it.')
+        if not has_gold(corpora[t.corpus]['train'].column_names, t.question):
+            raise HatenbError(f'the corpus has no gold column {t.question.column!r} for this task', t.key,
+                              'Ask this of a corpus that has it.')
 
-# %% ../nbs/10b_making.ipynb #5ffd700d
+# %% ../nbs/10b_making.ipynb #87775268
 def run_corpora(config:RunConfig, tokenizer) -> dict:
     "corpus → its encoded splits, cut to the run's limit; raises `HatenbError` where a corpus lacks the gold of a task"
     out = {}
@@ -64,7 +66,9 @@ def run_corpora(config:RunConfig, tokenizer) -> dict:
     _check_gold(config, out)
     return out
 
-def _with_features(ds, lexicon): return ds.add_column('extra', lexicon_features(ds['words'][:], read_lexicon(lexicon)).tolist())
+def _with_features(ds, lexicon):
+    counts = np.array(lexicon_counts(ds['words'][:], read_lexicon(lexicon)), np.float32)
+    return ds.add_column('extra', np.log1p(counts).tolist())
 
 def _copies(config, train, tokenizer):
     "Encoded changed copies of training posts"
@@ -99,7 +103,7 @@ def load_sources(
         raise HatenbError(f'no source has a head for {new[0]}, and nothing is trained', 'sources', 'Add a source, or let the heads learn.')
     return names
 
-# %% ../nbs/10b_making.ipynb #634187b0
+# %% ../nbs/10b_making.ipynb #c6b8eb66
 def run_encoder(
     config:RunConfig,
     device='cpu',
@@ -111,8 +115,14 @@ def run_encoder(
     places = getattr(encoder.model.config, 'max_position_embeddings', None)
     if places and config.max_length > places:
         raise HatenbError(f'max_length = {config.max_length}, and the encoder has {places} places', config.encoder, f'Take {places} or fewer.')
-    run_strategy(config).build(encoder, load_sources(encoder, config, sources))
+    strategy = run_strategy(config)
+    strategy.build(encoder, load_sources(encoder, config, sources), _read_posts(config, encoder.tokenizer, strategy.reads))
     return encoder
+
+def _read_posts(config, tokenizer, corpora):
+    "Training posts of the corpora that a strategy reads before anything is trained"
+    splits = {c: _cut(config, encoded_corpus(c, tokenizer, config.max_length)) for c in corpora}
+    return {c: Posts(d['train'], c, tokenizer.pad_token_id) for c,d in splits.items()}
 
 # %% ../nbs/10b_making.ipynb #4bea5852
 def peak_memory(device='cpu') -> int:
@@ -161,17 +171,23 @@ def _trainer(job, model, posts, validate):
     return Trainer(model, posts['train'], c.train, validate, make_balancer(c.balancing, names, **c.balancing_options),
                    make_regularisers(c.regularisers), job.place.folder, c.seed, job.accelerator)
 
-# %% ../nbs/10b_making.ipynb #172416f9
+# %% ../nbs/10b_making.ipynb #1f6d76d9
+def _validate(model, posts, accelerator):
+    "The watched metrics on validation posts"
+    if all(h.task.kind in meters and not h.task.part for h in model.heads.values()): return watch(model, posts, accelerator=accelerator)
+    return watched_metrics(evaluate(predict(model, posts, accelerator=accelerator), n_boot=0))
+
+# %% ../nbs/10b_making.ipynb #79563cf2
 def _train(job):
     "Train a neural run"
     config,accelerator,device = job.config,job.accelerator,job.accelerator.device
     forget_peak(device)
     encoder = run_encoder(config, device, job.sources)
     corpora = run_corpora(config, encoder.tokenizer)
-    counted = {c: frequencies(d['train']) for c,d in corpora.items()}
+    counted = {c: count_answers(d['train'], c) for c,d in corpora.items()}
     model = run_model(config, encoder, counted, job.sources)
     posts = {s: {c: Posts(d[s], c, encoder.tokenizer.pad_token_id) for c,d in corpora.items()} for s in _splits}
-    def validate(): return main_metrics(evaluate(predict(model, posts['validation'], accelerator=accelerator), n_boot=0))
+    def validate(): return _validate(model, posts['validation'], accelerator)
     strategy = run_strategy(config)
     strategy.choose(model, lambda: float(np.mean(list(validate().values()))))
     trainer = _trainer(job, model, posts, validate)
@@ -183,10 +199,10 @@ def _train(job):
     cost = _training_cost(model, job.place, trainer.progress, sum(map(len, tables.values())), seconds, job.source_records, device)
     return tables, dict(cost=cost, **_trained_parts(config, model, trainer.progress, posts, corpora, counted))
 
-# %% ../nbs/10b_making.ipynb #b90f1c1c
+# %% ../nbs/10b_making.ipynb #0d933860
 def _trained_parts(config, model, progress, posts, corpora, counted):
     "What the record of a trained run says besides"
-    by = 'mean of the main validation metrics' + (', each over its reference' if config.train.reference else '')
+    by = 'mean of the watched validation metrics' + (', each over its reference' if config.train.reference else '')
     out = dict(history=progress.history, chosen=dict(by=by, validation=progress.best, step=progress.best_step),
                adapters=list(model.encoder.methods), frequencies=counted, truncation={c: truncation(d) for c,d in corpora.items()})
     fusions = [n for n,c in model.encoder.composites.items() if hasattr(c, 'scores')]

@@ -18,16 +18,17 @@ import numpy as np
 from accelerate import Accelerator
 from fastcore.basics import patch
 
-# %% ../nbs/10c_studies.ipynb #d6285757
+# %% ../nbs/10c_studies.ipynb #9a878b7d
 from .batches import Posts
 from .core import (HatenbError, derive_seed, digest, file_sha256, progress, provenance, read_json, resolve_device, resolve_dtype,
                          settings, write_json)
-from .corpora import corpus_checksum, gold_columns
-from .evaluation import load_predictions, save_predictions
+from .composing import strategies
+from .corpora import corpus_checksum
+from .evaluation import save_predictions, without_gold
 from .explanations import evaluate_explainers, marked, task_of
-from .heads import task_keys
 from .making import finished, make_run, run_corpora
 from .runs import Record, Run, RunConfig, RunFolder, check_type, read_record, read_records, run_folder
+from .tasks import task_keys
 from .training import TrainConfig
 
 # %% ../nbs/10c_studies.ipynb #08107b07
@@ -59,7 +60,7 @@ def random_draws(
     "`n` random choices of the lists and ranges in `d`"
     return [{k: _draw_one(k, v, np.random.default_rng(derive_seed(seed, 'draw', i, k))) for k,v in d.items()} for i in range(n)]
 
-# %% ../nbs/10c_studies.ipynb #544bdbb6
+# %% ../nbs/10c_studies.ipynb #9d2fbb24
 def _merge(a, b):
     "`b` over `a`, tables merged"
     return {**a, **{k: _merge(a[k], v) if isinstance(v, dict) and isinstance(a.get(k), dict) else v for k,v in b.items()}}
@@ -69,11 +70,19 @@ def _sources_of(base, sources, tasks):
     if isinstance(sources, dict): return expand(_merge(base, {'tasks': [[t] for t in task_keys(*tasks)], **sources}))
     return [_merge(base, s) if isinstance(s, dict) else s for s in sources]
 
+def _base_of(base, r):
+    "The base without what a run has no use for: joined runs, and strategies of finished adapters, make no adapter"
+    strategy = r.get('strategy', base.get('strategy', 'shared'))
+    names = [strategy] if isinstance(strategy, str) else strategy
+    if any(n != 'join' and strategies[n].makes for n in names): return base
+    return {k: v for k,v in base.items() if k not in ('adapter','adapter_options')}
+
 def _expand_run(base, r):
     "The configurations that one `[[runs]]` stands for"
+    base,whole = _base_of(base, r),base
     given = _merge(base, {k: v for k,v in r.items() if k not in ('sources','draws','title')})
     for c in random_draws(given, r['draws']) if 'draws' in r else expand(given):
-        yield {**c, 'sources': _sources_of(base, r['sources'], c['tasks'])} if r.get('sources') else c
+        yield {**c, 'sources': _sources_of(whole, r['sources'], c['tasks'])} if r.get('sources') else c
 
 # %% ../nbs/10c_studies.ipynb #9dfc3fd0
 @dataclass
@@ -181,13 +190,12 @@ def results_folder() -> Path:
         if (p/'results').is_dir() and (p/'studies').is_dir(): return p/'results'
     raise HatenbError('there is no folder of published records', Path.cwd(), 'Work inside a clone of the project, or name a folder with records.')
 
-# %% ../nbs/10c_studies.ipynb #12b357f9
+# %% ../nbs/10c_studies.ipynb #68ea4082
 def _publish_run(record, to, predictions):
     "Copy a run's record, and its predictions without gold"
     made,to = Run(record['folder']),RunFolder(to)
     for split in made.record['metrics'] if predictions else ():
-        t = made.predictions(split)
-        save_predictions(t.drop(columns=[c for c in gold_columns if c in t]), to.predictions_file(split))
+        save_predictions(without_gold(made.predictions(split)), to.predictions_file(split))
     weights = {k: v for k,v in made.record['files'].items() if not k.startswith('predictions/')}
     write_json(to.record_file, made.record | dict(files=weights | to.digests()))
     return to.folder

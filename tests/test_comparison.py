@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
-from hatenb.comparison import compare, mcnemar, over_seeds, paired_bootstrap, seed_groups
+from hatenb.evaluation import compare, mcnemar, over_seeds, paired_bootstrap, seed_groups
 from hatenb.core import HatenbError
 from hatenb.corpora import load_corpus
 from hatenb.evaluation import metrics, resamples, task_statistics

@@ -7,7 +7,7 @@ import json, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
-from hatenb.calibration import decisions
+from hatenb.evaluation import decisions
 from hatenb.detector import Detector
 from hatenb.evaluation import evaluate, load_predictions
 from hatenb.studies import Study, run_study

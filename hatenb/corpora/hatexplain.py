@@ -195,7 +195,8 @@ def read_hatexplain(
 # %% ../../nbs/corpora/03_hatexplain.ipynb #d7acfdf3
 hatexplain_questions = (
     Question('label', 'multiclass', LABELS, votes='label_dist',
-             details=dict(negative='normal', bias=dict(column='target', outputs=TARGETS, over=PAPER_TARGETS))),
+             details=dict(negative='normal', hate='hatespeech',
+                          bias=dict(column='target', outputs=TARGETS, over=PAPER_TARGETS))),
     Question('target', 'multilabel', TARGETS, votes='target_dist', details=dict(groups={'ten': PAPER_TARGETS})),
     Question('rationale', 'tokens', column='rationale_any', votes='rationale_mean', asked='label',
              details=dict(marks=('rationale_any','rationale_majority','rationale_mean'))),

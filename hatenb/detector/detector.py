@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/detector/detector.html.md"""
 
 # %% auto #0
 __all__ = ['asked_question', 'asked_task', 'dense_encoder', 'TorchGraph', 'model_graphs', 'Detector', 'check_finite', 'run_parts',
-           'load_graphs', 'rationale_threshold', 'BundlePart']
+           'load_graphs', 'BundlePart']
 
 # %% ../../nbs/detector/02_detector.ipynb #161ba329
 import copy, re, threading, warnings
@@ -235,30 +235,13 @@ def _describe(id, graphs, **settled) -> Manifest:
 # %% ../../nbs/detector/02_detector.ipynb #568fa5de
 def _fitted(run, manifest):
     "Temperatures and thresholds, as a manifest has them"
-    from hatenb.calibration import apply_temperature, decisions
+    from hatenb.evaluation import decisions
     if not any(q.decide != 'number' for q in manifest.questions.values()): return {}
-    try:
-        table = run.predictions('validation')
-        d = decisions(table)
+    try: found = decisions(run.predictions('validation'))
     except HatenbError as e:
         warnings.warn(f'the probabilities are not calibrated: {e}')
         return {}
-    asked,lines = manifest.questions,{}
-    for q in asked.values():
-        if q.decide == 'thresholds': lines[q.name] = {o: d['thresholds'][o] for o in q.outputs if o in d['thresholds']}
-        if q.per == 'word' and q.name in d['temperatures']:
-            lines[q.name] = {q.outputs[0]: rationale_threshold(apply_temperature(table, d['temperatures']))}
-    return dict(temperatures={k: v for k,v in d['temperatures'].items() if k in asked}, thresholds=lines)
-
-def rationale_threshold(
-    table, # validation predictions with gold
-) -> float:
-    "From which probability on a word is named: the highest F1 over all words of the posts that are not normal"
-    from hatenb.calibration import best_threshold
-    from hatenb.evaluation import word_probabilities
-    t = table[table['rationale_token_prob'].notna() & (table['label'] != 0)]
-    found = np.concatenate([word_probabilities(r) for r in t.itertuples()])
-    return best_threshold(found, np.concatenate([*t['rationale_any']]))
+    return {k: {name: v for name,v in d.items() if name in manifest.questions} for k,d in found.items()}
 
 # %% ../../nbs/detector/02_detector.ipynb #cb6b9134
 @patch(cls_method=True)

@@ -544,7 +544,12 @@ def has_output(self:Kind, t:pd.DataFrame, q:Question, output:str) -> np.ndarray:
     "[n] bool: the posts whose gold has an output"
     return np.zeros(len(t), bool)
 
-# %% ../../nbs/kinds/00_base.ipynb #66e6617c
+# %% ../../nbs/kinds/00_base.ipynb #62c68f25
+@patch
+def says_toxic(self:Kind, q:Question) -> bool:
+    "Whether an answer to the question says if a post is toxic"
+    return False
+
 @patch
 def toxic(self:Kind, t:pd.DataFrame, q:Question) -> np.ndarray|None:
     "[n] how toxic each post is by the predictions; none if the question does not say that"

@@ -191,7 +191,7 @@ def check(self:Multiclass, t, q):
     refuse_posts(t, f'the post has no gold {q.name}', ~t[q.column].isin(range(k)).to_numpy(),
                  'Leave the undecided posts out.')
 
-# %% ../../nbs/kinds/01_multiclass.ipynb #a4e87eca
+# %% ../../nbs/kinds/01_multiclass.ipynb #7b82015a
 @patch
 def temper(self:Multiclass, prob, temperature): return softmax(logs(prob)/temperature, -1)
 
@@ -200,6 +200,9 @@ def likelihood(self:Multiclass, t, q):
     z,y = logs(np.stack(t[f'{q.name}_prob'])),t[q.column].to_numpy().astype(int)
     own = z[np.arange(len(y)), y]
     return lambda b: float((logsumexp(b*z, 1)-b*own).mean()), y
+
+@patch
+def says_toxic(self:Multiclass, q): return 'negative' in q.details
 
 @patch
 def toxic(self:Multiclass, t, q):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.special import expit
 from torch import Tensor
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #8a4a386a
+# %% ../../nbs/kinds/02_multilabel.ipynb #991d1edd
 from ..bootstrap import average_precision_of, ece_of, f1_of, mean_of, remembered
 from ..core import HatenbError, progress
 from .base import (Head, Kind, Loss, asked_gold, best_of_strengths, best_threshold, kinds, log_odds,
@@ -65,7 +65,7 @@ class Binary(Loss):
         if (asked := self.known(batch)) is not None: each = each*asked.unsqueeze(-1)
         return each.sum(0) if self.apart else each.sum().reshape(1)
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #e8a9853b
+# %% ../../nbs/kinds/02_multilabel.ipynb #62b07796
 @kinds.register('multilabel')
 class Multilabel(Kind):
     "Any of several classes"

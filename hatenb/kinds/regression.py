@@ -102,13 +102,16 @@ def _auc_of_sign(a):
     sign = a.t[column].to_numpy(np.float64)
     return subset_of(sign >= 0, auc_of(sign[sign >= 0] == 1, a.p[sign >= 0]))
 
-# %% ../../nbs/kinds/04_regression.ipynb #81174983
+# %% ../../nbs/kinds/04_regression.ipynb #880e03ed
 from fastcore.basics import patch
 
 @patch
 def divergence(self:Regression, clean, other, batch):
     "[B] half the squared difference, in standard deviations"
     return .5*(clean-other).squeeze(-1).square()
+
+@patch
+def says_toxic(self:Regression, q): return 'toxic' in q.details
 
 @patch
 def toxic(self:Regression, t, q):
