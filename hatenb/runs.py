@@ -453,7 +453,7 @@ def digests(self:RunFolder) -> dict[str,str]:
 @patch
 def save_model(self:RunFolder, model:Model):
     "Write adapters and heads"
-    for name in model.encoder.methods: model.encoder.save(name, self.adapter_folder(name))
+    for name in model.encoder.methods: model.encoder.save(name, self.adapter_folder(name), pickled=False)
     with atomic_write(self.heads_file) as tmp:
         save_file({k: v.detach().cpu().contiguous() for k,v in model.heads.state_dict().items()}, tmp)
 
