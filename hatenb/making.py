@@ -55,13 +55,13 @@ def _check_gold(config, corpora):
             raise HatenbError(f'the corpus has no gold column {t.question.column!r} for this task', t.key,
                               'Ask this of a corpus that has it.')
 
-# %% ../nbs/10b_making.ipynb #87775268
+# %% ../nbs/10b_making.ipynb #0bb05669
 def run_corpora(config:RunConfig, tokenizer) -> dict:
     "corpus → its encoded splits, cut to the run's limit; raises `HatenbError` where a corpus lacks the gold of a task"
     out = {}
     for c in config.corpora:
         out[c] = _cut(config, encoded_corpus(c, tokenizer, config.max_length))
-        if config.augment: out[c]['train'] = concatenate_datasets([out[c]['train'], _copies(config, out[c]['train'], tokenizer)])
+        if config.augment: out[c]['train'] = concatenate_datasets([out[c]['train'], _copies(config, c, out[c]['train'], tokenizer)])
         if config.lexicon: out[c] = {k: _with_features(d, config.lexicon) for k,d in out[c].items()}
     _check_gold(config, out)
     return out
@@ -70,10 +70,10 @@ def _with_features(ds, lexicon):
     counts = np.array(lexicon_counts(ds['words'][:], read_lexicon(lexicon)), np.float32)
     return ds.add_column('extra', np.log1p(counts).tolist())
 
-def _copies(config, train, tokenizer):
+def _copies(config, corpus, train, tokenizer):
     "Encoded changed copies of training posts"
     plain = train.remove_columns(['input_ids','token_word','words_cut'])
-    try: more = augmented(plain, **config.augment)
+    try: more = augmented(plain, corpus, **config.augment)
     except TypeError as e: raise HatenbError(f'the copies cannot be made so: {e}', 'augment', 'Look up the options of `augmented`.') from None
     return encode(DatasetDict(train=more), tokenizer, config.max_length)['train']
 

@@ -73,7 +73,7 @@ def strategy_label(strategy:str) -> str:
     if strategy in baselines: return label_of(baselines, strategy)
     return 'single-task' if strategy == 'single' else label_of(strategies, strategy)
 
-# %% ../nbs/12_reports.ipynb #41944ca1
+# %% ../nbs/12_reports.ipynb #c5a0fedb
 def _adapter_words(config):
     "The adapter method of a run, or those of its sources"
     of = sorted({s.get('adapter', 'lora') for s in config.get('sources', ()) if isinstance(s, dict)}) or [config['adapter']]
@@ -83,7 +83,7 @@ def _strategy_words(strategy, o):
     "What of a strategy's options is part of a run's name"
     rule = o.get('rule', 'average')
     how = [label_of(merge_rules, rule)] if strategy == 'merge' else [o.get('variant', 'static')] if strategy == 'fuse' else []
-    more = ['weights searched'] if o.get('weights') == 'search' else []
+    more = ['coefficients searched'] if o.get('coefficients') == 'search' else []
     rank = [f'rank {o["rank"]}'] if o.get('rank') else []
     return [*how, *more, *rank, *{'heads': ['heads trained'], 'all': ['trained on']}.get(o.get('learn'), [])]
 

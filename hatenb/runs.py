@@ -241,9 +241,9 @@ def _check_sources(self:RunConfig):
     short = [s if isinstance(s, str) else RunConfig.from_dict(s, 'sources').differences for s in given]
     object.__setattr__(self, 'sources', tuple(short))
 
-# %% ../nbs/10_runs.ipynb #035be987
+# %% ../nbs/10_runs.ipynb #61ec663a
 _short = {'dtype': {'bfloat16': 'bf16'}}           # values
-_silent = 'rule','variant','learn','weights','balancing','quantization','adapter','strategy','dtype','baseline','matrix','loss','schedule'
+_silent = 'rule','variant','learn','coefficients','coefficients','balancing','quantization','adapter','strategy','dtype','baseline','matrix','loss','schedule'
 _sections = 'train','heads','adapter_options','strategy_options','balancing_options','loss_options','rule_options','regularisers'
 
 def _said_value(v):
@@ -273,12 +273,17 @@ def flat_settings(
         else: out[(*path, k)] = v
     return out
 
-# %% ../nbs/10_runs.ipynb #b76e0173
+# %% ../nbs/10_runs.ipynb #52620d85
+def _usual(task):
+    "Whether a task's name alone means it"
+    try: return Task.parse(task.name).corpus == task.corpus
+    except HatenbError: return False     # several corpora ask it
+
 def tasks_words(tasks) -> str: # e.g. label+target, or target-4-parts
     "A run's tasks in a name"
     def _word(key):
         t = Task.parse(key)
-        return t.name if Task.parse(t.name).corpus == t.corpus else f'{t.corpus}.{t.name}'
+        return t.name if _usual(t) else f'{t.corpus}.{t.name}'
     parts = [(t.partition(':')[0], t.partition(':')[2]) for t in tasks]
     out = []
     for whole,group in itertools.groupby(parts, lambda p: p[0]):

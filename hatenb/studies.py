@@ -30,8 +30,8 @@ from .runs import Record, Run, RunConfig, RunFolder, check_type, read_record, re
 from .tasks import task_keys
 from .training import TrainConfig
 
-# %% ../nbs/10c_studies.ipynb #08107b07
-_lists = 'tasks','hidden','weights','layers'      # these are lists already; a list of them stands for several runs
+# %% ../nbs/10c_studies.ipynb #62632fa1
+_lists = 'tasks','hidden','coefficients','layers','others'      # these are lists already; a list of them stands for several runs
 
 def expand(d:dict) -> list[dict]:
     "Every combination of the lists in `d` where one value is expected"
