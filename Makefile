@@ -25,15 +25,17 @@ demo: install
 # two processes of one thread each: more threads than cores only wait for one another
 test: export OMP_NUM_THREADS = 1
 test: dev
-	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/python .ci/notebooks.py 2
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# what CI checks beside the tests: modules are exported, notebooks are clean
+# what CI checks beside the tests: modules are exported, notebooks clean, lines short, imports go down the floors
 check: dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python .ci/readme.py --check
 	@git diff --exit-code --stat -- hatenb nbs || (echo 'nbdev-export or nbdev-clean changed these files: run `make check` and commit them' && exit 1)
+	$(BIN)/ruff check nbs tests hatenb
+	$(BIN)/lint-imports
 
 lab: dev
 	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)

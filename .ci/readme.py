@@ -27,7 +27,7 @@ def readme():
             if '#| echo: false' not in source: parts.append(f'```python\n{source}\n```')
             parts.append(output(c))
     text = '\n\n'.join(p for p in parts if p)
-    text = re.sub(r'\]\((\w+\.(?:ipynb|png))\)', r'](nbs/\1)', text)  # the notebooks and their pictures lie one folder further down
+    text = re.sub(r'\]\(([\w/]+\.(?:ipynb|png))\)', r'](nbs/\1)', text)  # the notebooks and their pictures lie one folder further down
     return f'<!-- made from nbs/index.ipynb by .ci/readme.py: edit the notebook -->\n\n{text}\n'
 
 

@@ -2,7 +2,7 @@
 import argparse, os, time
 
 from common import keep
-from hatenb.comparison import compare
+from hatenb.evaluation import compare
 from hatenb.evaluation import evaluate, load_predictions
 from hatenb.studies import results_folder
 

@@ -3,7 +3,8 @@ import argparse, tempfile
 
 from common import keep
 from hatenb.core import resolve_dtype
-from hatenb.studies import RunConfig, peak_memory, run
+from hatenb.making import peak_memory, make_run as run
+from hatenb.runs import RunConfig
 from hatenb.training import TrainConfig
 
 if __name__ == '__main__':

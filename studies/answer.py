@@ -8,7 +8,7 @@ import shutil
 
 import pandas as pd
 
-from hatenb.comparison import compare
+from hatenb.evaluation import compare
 from hatenb.core import HatenbError, settings, write_json
 from hatenb.evaluation import load_predictions
 from hatenb.reports import best_by_way

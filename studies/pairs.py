@@ -10,7 +10,7 @@ import sys
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from hatenb.comparison import compare
+from hatenb.evaluation import compare
 from hatenb.core import settings
 from hatenb.evaluation import load_predictions, main_metrics
 from hatenb.studies import RunConfig, chosen_run, read_records, results_folder

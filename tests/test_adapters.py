@@ -3,8 +3,9 @@ import itertools
 import adapters, pytest, torch
 from adapters.composition import Parallel
 from hatenb.core import HatenbError
-from hatenb.encoder import StochasticDepth, adapter_methods, load_encoder, lora_factors, quantizations
-from tiny import bf16, check, digests, f32, fit, outputs, tiny, trained
+from hatenb.encoder.adapters import _FusedLoRA
+from hatenb.encoder import ByteDropout, StochasticDepth, adapter_methods, load_encoder, lora_factors, quantizations
+from tiny import batch, bf16, check, digests, f32, fit, outputs, tiny, trained
 
 MADE_OF_OTHERS = 'mtl_lora','fusion'                 # test_composing.py
 METHODS = [m for m in adapter_methods if m not in (*MADE_OF_OTHERS, 'library')]
@@ -34,7 +35,7 @@ def test_pairwise_meets_all_pairs():
         missing = {(c[a],c[b]) for c in ALL} - {(c[a],c[b]) for c in cases}
         assert all('full' in pair for pair in missing), missing    # which has one quantization
 
-@pytest.mark.parametrize('case', pairwise(), ids=ids)
+@pytest.mark.parametrize('case', list(pairwise()), ids=ids)
 def test_methods(tiny, tmp_path, case):
     method,quantization,architecture,dtype = case
     check(tiny/architecture, tmp_path, quantization, method, dtype)
@@ -138,6 +139,48 @@ def test_a_method_of_ones_own_has_the_traits_it_says(tiny, tmp_path):
         other.activate(other.load(encoder.save('a', tmp_path)))
         assert torch.equal(outputs(other), outputs(encoder))
     finally: del adapter_methods['thin']
+
+
+# the forward of ours against the library's
+
+def steps(encoder, library, monkeypatch):
+    "Outputs and gradients of one pass in training"
+    with monkeypatch.context() as m:
+        if library: m.setattr(_FusedLoRA, '_one_lora', lambda self: None)
+        torch.manual_seed(5)
+        encoder.zero_grad()
+        out = encoder.train()(*batch())
+        readout = torch.randn(out.shape, generator=torch.Generator().manual_seed(6))
+        (out*readout).mean().backward()   # (the square would be the same for all: a layer norm ends the encoder)
+    return out.detach(), {k: p.grad.clone() for k,p in encoder.trainable().items()}
+
+@pytest.mark.parametrize('quantization', ['none','nf4','int8'])
+@pytest.mark.parametrize('dropout', [0.,.1])
+def test_our_lora_computes_what_the_librarys_does(tiny, quantization, dropout, monkeypatch):
+    encoder = load_encoder(str(tiny/'electra'), quantization)
+    encoder.add('a', 'lora', r=4, alpha=12, dropout=dropout)
+    encoder.activate('a')
+    encoder.train_only('a')
+    for m in encoder.modules():
+        if isinstance(m, ByteDropout) and not dropout: m.cut = 0
+    with torch.no_grad():
+        for p in encoder.trainable().values(): p.normal_(std=.05)
+    ours,grads = steps(encoder, False, monkeypatch)
+    theirs,wanted = steps(encoder, True, monkeypatch)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    for k,g in wanted.items():
+        torch.testing.assert_close(grads[k], g, atol=1e-6, rtol=1e-6, msg=k)
+        assert g.norm() > 1e-8 and (grads[k]-g).norm() <= 1e-3*g.norm(), k
+
+def test_what_is_no_single_plain_lora_is_the_librarys(tiny, monkeypatch):
+    "A stack of two, and LoRA with learned magnitudes"
+    encoder = load_encoder(str(tiny/'bert'))
+    for name,options in (('a', {}), ('b', {}), ('c', dict(dora=True))): encoder.add(name, 'lora', **options)
+    layers = [m for m in encoder.modules() if hasattr(m, '_one_lora')]
+    assert len(layers) == 10
+    for setup,plain in (('a', True), (['a','b'], False), ('c', False), (None, False)):
+        encoder.activate(setup)
+        assert {m._one_lora() is not None for m in layers} == {plain}
 
 
 # several adapters

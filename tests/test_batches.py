@@ -12,6 +12,7 @@ from hatenb import batches as B
 from hatenb.batches import Posts, Sampling
 from hatenb.core import HatenbError, encoder_path
 from hatenb.corpora import load_corpus
+from hatenb.kinds import gold_columns, tokens_to_words, words_to_tokens
 
 # how long an example takes says nothing on a busy machine
 hypothesis_settings.register_profile('untimed', deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -65,9 +66,9 @@ def joins_back(posts, marks, tokenizer, max_length):
         assert set(t[t >= 0]) == set(range(kept)) and (np.diff(t[t >= 0]) >= 0).all()      # every kept word, in order
         assert not c or len(i) == max_length                                               # cut only where it is full
         assert all(x in special for x in np.array(i)[t < 0])
-        down = B.words_to_tokens(m, t)
+        down = words_to_tokens(m, t)
         assert not down[t < 0].any() and (down[t >= 0] == np.asarray(m)[t[t >= 0]]).all()
-        back = B.tokens_to_words(down, t, len(words), fill=9)
+        back = tokens_to_words(down, t, len(words), default=9)
         assert (back[:kept] == np.asarray(m)[:kept]).all() and (back[kept:] == 9).all()
 
 
@@ -312,21 +313,21 @@ def test_balanced_classes_are_drawn_equally_often_and_each_in_passes(sizes, epoc
 @given(drop=st.floats(0, 1), swap=st.floats(0, 1), noise=st.floats(0, 1), seed=st.integers(0, 99))
 def test_changed_copies_keep_every_marked_word_and_its_marks(drop, swap, noise, seed):
     few = load_corpus('mini')['train'].select(range(40))
-    more = B.augmented(few, copies=2, drop=drop, swap=swap, noise=noise, seed=seed)
-    assert len(more) == 80 and len(set(more['id'])) == 80 and more.features == few.features
+    more = B.augmented(few, 'mini', copies=2, drop=drop, swap=swap, noise=noise, seed=seed)
+    assert len(more) == 80 and len(set(more['id'])) == 80
+    assert set(more.column_names) == {'id', 'words', *gold_columns('mini')} and all(more.features[k] == few.features[k] for k in more.features)
     for a, b in zip([*few, *few], more):
         assert b['words'] and len(b['words']) == len(b['rationale_any']) == len(b['rationale_mean']) == len(b['rationale_majority'])
-        assert all(len(r) == len(b['words']) for r in b['rationale_votes'])
         marked = [[(w, m) for w, m in zip(p['words'], p['rationale_mean']) if m] for p in (a, b)]
         assert marked[0] == marked[1]
-        for k in ('label', 'target', 'label_votes'): assert a[k] == b[k]
+        for k in ('label', 'target', 'label_dist'): assert a[k] == b[k]
         if drop == noise == 0: assert sorted(a['words']) == sorted(b['words'])
         if drop == noise == swap == 0: assert a['words'] == b['words']
 
 
 def test_copies_of_real_posts(corpora_folder):
     few = load_corpus('hatexplain')['train'].select(range(2000))
-    more = B.augmented(few)
+    more = B.augmented(few, 'hatexplain')
     changed = sum(a != b for a, b in zip(few['words'], more['words']))
     assert changed > 1500
     marks = lambda ds: [[w for w, m in zip(ws, ms) if m] for ws, ms in zip(ds['words'], ds['rationale_any'])]

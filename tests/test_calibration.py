@@ -11,7 +11,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import FixedThresholdClassifier
 
-from hatenb.calibration import apply_temperature, apply_thresholds, best_threshold, decisions, disagreement, fit_temperature, fit_thresholds, reliability, tempered
+from hatenb.evaluation import apply_temperature, apply_thresholds, best_threshold, decisions, disagreement, fit_temperature, fit_thresholds, reliability, tempered
 from hatenb.core import HatenbError, read_json, write_json
 from hatenb.corpora import LABELS, TARGETS
 from hatenb.evaluation import evaluate, load_predictions

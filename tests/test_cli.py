@@ -16,9 +16,89 @@ def test_help_lists_the_commands():
     for command in ('demo', 'corpora', 'run', 'study', 'evaluate', 'report', 'detect', 'bundle', 'serve'): assert command in out.stdout
 
 
+def test_help_loads_nothing_that_takes_long():
+    code = "import sys; from hatenb.cli import main; sys.argv = ['hatenb', '--help']; sys.exit = lambda *_: None\n" \
+           "try: main()\nexcept SystemExit: pass\nprint('LOADED', *sys.modules)"
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    loaded = set(said.stdout.partition('LOADED')[2].split())
+    assert 'typer' in loaded and not loaded & {'torch', 'transformers', 'datasets', 'pandas', 'numpy'}
+
+
+def test_public_names_of_the_module_are_two():
+    import hatenb.cli
+    assert sorted(hatenb.cli.__all__) == ['app', 'main']
+
+
+PLUGIN = """
+import dataclasses
+from hatenb.corpora import add_corpus, corpora
+
+add_corpus(dataclasses.replace(corpora['mini'], name='mine'))
+"""
+
+
+def test_a_module_of_ones_own_is_imported_first(tmp_path):
+    (tmp_path/'mine.py').write_text(PLUGIN)
+    asked = 'run', 'mine/label', '--method', 'majority'
+    out = hatenb(*asked, cwd=tmp_path, HATENB_RUNS=str(tmp_path/'runs'))
+    assert out.returncode == 1 and "'mine'" in out.stderr and 'Traceback' not in out.stderr
+    out = hatenb('--import', 'mine', *asked, cwd=tmp_path, HATENB_RUNS=str(tmp_path/'runs'))
+    assert out.returncode == 0, out.stderr
+    record = json.loads(next((tmp_path/'runs').rglob('record.json')).read_text())
+    assert set(record['metrics']['test']) == {'mine/label'}
+
+
+def test_an_installed_package_is_imported_by_its_entry_point(tmp_path):
+    info = tmp_path/'mine-1.dist-info'
+    info.mkdir()
+    (tmp_path/'mine.py').write_text('print("mine is here")')
+    (info/'METADATA').write_text('Metadata-Version: 2.1\nName: mine\nVersion: 1\n')
+    (info/'entry_points.txt').write_text('[hatenb.plugins]\nmine = mine\n')
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get('PYTHONPATH')]))
+    assert 'mine is here' in hatenb('corpora', PYTHONPATH=path).stdout
+    (tmp_path/'mine.py').write_text('1/0')
+    out = hatenb('corpora', PYTHONPATH=path)
+    assert out.returncode == 1 and 'ZeroDivisionError' in out.stderr and 'Traceback' not in out.stderr
+
+
+def test_a_study_is_made_by_several_workers(tmp_path):
+    runs = "[[runs]]\ntasks = ['mini/label']\nmethod = ['majority', 'tfidf']"
+    (tmp_path/'two.toml').write_text(f"name = 'two'\ntitle = 'Two baselines'\n{runs}\n")
+    out = hatenb('study', 'two.toml', '--workers', 2, cwd=tmp_path, HATENB_RUNS=str(tmp_path/'runs'))
+    assert out.returncode == 0, out.stderr
+    assert len(list((tmp_path/'runs').rglob('record.json'))) == 2
+    assert max(map(len, out.stdout.splitlines())) <= 100
+
+
+def test_tables_fit_a_terminal():
+    import pandas as pd
+    from hatenb.cli import _table
+    rows = pd.DataFrame({'run': ['first', 'the second'], **{f'a metric {i} ↑': ['.123', '.4'] for i in range(12)}})
+    text = _table(rows)
+    assert max(map(len, text.splitlines())) <= 100 and text.count('the second') == 2
+    assert all(f'a metric {i} ↑' in text for i in range(12))
+    assert len(_table(pd.DataFrame({'name': ['x'*120], 'value': ['1']})).splitlines()) == 2
+
+
+def test_pickled_adapters_are_converted_only_if_trusted(tmp_path):
+    import pickle, torch
+    from safetensors.torch import load_file
+    weights = {'layer.lora_A': torch.randn(4, 8), 'layer.lora_B': torch.zeros(8, 4)}
+    torch.save(weights, tmp_path/'pytorch_adapter.bin')
+    out = hatenb('convert-adapter', tmp_path)
+    assert out.returncode == 1 and '--trusted' in out.stderr and not (tmp_path/'adapter.safetensors').exists()
+    assert hatenb('convert-adapter', tmp_path, '--trusted').returncode == 0
+    read = load_file(tmp_path/'adapter.safetensors')
+    assert set(read) == set(weights) and all(torch.equal(read[k], weights[k]) for k in weights)
+    (tmp_path/'adapter.safetensors').unlink()
+    with open(tmp_path/'pytorch_adapter.bin', 'wb') as f: pickle.dump({'a': os.system}, f)
+    out = hatenb('convert-adapter', tmp_path, '--trusted')
+    assert out.returncode == 1 and 'Traceback' not in out.stderr and not (tmp_path/'adapter.safetensors').exists()
+
+
 def test_every_field_of_a_run_is_an_option():
     import dataclasses
-    from hatenb.studies import RunConfig
+    from hatenb.runs import RunConfig
     from hatenb.training import TrainConfig
     out = hatenb('run', '--help')
     assert out.returncode == 0, out.stderr
@@ -27,7 +107,7 @@ def test_every_field_of_a_run_is_an_option():
 
 
 def test_a_baseline_run_and_its_report(tmp_path):
-    out = hatenb('run', 'mini/label', '--method', 'tfidf', '--seed', 3, HATENB_RUNS=str(tmp_path/'runs'))
+    out = hatenb('run', 'mini/label', '--baseline', 'tfidf', '--seed', 3, HATENB_RUNS=str(tmp_path/'runs'))
     assert out.returncode == 0, out.stderr
     assert 'macro F1' in out.stdout
     record = json.loads(next((tmp_path/'runs').rglob('record.json')).read_text())
@@ -41,12 +121,13 @@ def test_a_baseline_run_and_its_report(tmp_path):
 
 
 def test_finished_runs_are_evaluated_again(tmp_path):
-    from hatenb.studies import RunConfig, run
-    made = run(RunConfig(('mini/label',), 'majority'), tmp_path)
-    path = tmp_path/made['id']/'record.json'
+    from hatenb.making import make_run as run
+    from hatenb.runs import RunConfig
+    made = run(RunConfig(('mini/label',), baseline='majority'), tmp_path)
+    path = tmp_path/made['name']/'record.json'
     path.write_text(json.dumps({**made, 'metrics': {s: {} for s in made['metrics']}}))
     out = hatenb('evaluate', tmp_path)
-    assert out.returncode == 0 and made['id'] in out.stdout, out.stderr
+    assert out.returncode == 0 and made['name'] in out.stdout, out.stderr
     assert json.loads(path.read_text())['metrics'] == json.loads(json.dumps(made['metrics']))
     before, gone = path.read_text(), path.parent/'predictions'/'test.parquet'
     gone.unlink()
@@ -56,8 +137,8 @@ def test_finished_runs_are_evaluated_again(tmp_path):
 
 @pytest.mark.parametrize('args,said', [
     (('run', 'mini/lable'), "did you mean 'label'"),
-    (('run', 'label', '--method', 'lorra'), "did you mean 'lora'"),
-    (('run', 'label', '--options', '{r: 8}'), '--options'),
+    (('run', 'label', '--adapter', 'lorra'), "did you mean 'lora'"),
+    (('run', 'label', '--adapter-options', '{r: 8}'), '--adapter-options'),
     (('run', 'target:7/3'), 'no part'),
     (('study', 'nowhere.toml'), 'nowhere.toml'),
     (('report', 'nowhere'), 'no record'),
@@ -83,7 +164,7 @@ def test_the_demonstration_in_its_smallest(tmp_path):
     out = hatenb('demo', '--limit', 16, '--epochs', 1, '--out', tmp_path/'demo', HATENB_DATA='')
     assert out.returncode == 0, out.stderr
     records = [json.loads(p.read_text()) for p in (tmp_path/'demo'/'runs').rglob('record.json')]
-    neural = [r for r in records if r['config']['method'] == 'lora']
+    neural = [r for r in records if not r['config']['baseline']]
     assert {r['config']['quantization'] for r in neural} == {'none', 'nf4'}
     assert sorted(len(r['config']['tasks']) for r in neural) == [1]*8 + [4]*2
     assert (tmp_path/'demo'/'results.png').read_bytes()[:4] == b'\x89PNG'
@@ -94,9 +175,10 @@ def test_the_demonstration_in_its_smallest(tmp_path):
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
     "A bundle of a hasty run, made on the command line"
-    from hatenb.studies import RunConfig, run
+    from hatenb.making import make_run as run
+    from hatenb.runs import RunConfig
     runs = tmp_path_factory.mktemp('detecting')
-    name = run(RunConfig.from_dict(dict(tasks=['mini/label', 'mini/rationale'], limit=32, train=dict(epochs=1, batch_size=16))), runs)['id']
+    name = run(RunConfig.from_dict(dict(tasks=['mini/label', 'mini/rationale'], limit=32, train=dict(epochs=1, batch_size=16))), runs)['name']
     out = hatenb('bundle', name, '--out', runs/'bundle', HATENB_RUNS=str(runs))
     assert out.returncode == 0 and 'MB' in out.stdout, out.stderr
     return runs/'bundle'

@@ -7,11 +7,12 @@ import pytest
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
-from hatenb.comparison import compare, mcnemar, over_seeds, paired_bootstrap, seed_groups
+from hatenb.evaluation import compare, mcnemar, over_seeds, paired_bootstrap, seed_groups
 from hatenb.core import HatenbError
 from hatenb.corpora import load_corpus
 from hatenb.evaluation import metrics, resamples, task_statistics
-from hatenb.studies import RunConfig, run
+from hatenb.making import make_run as run
+from hatenb.runs import RunConfig
 
 
 def predicted(seed, right=.7, corpus='mini', posts=None):
@@ -123,7 +124,7 @@ def test_mean_and_deviation_over_seeds(tmp_path):
 
 
 def test_the_command(tmp_path):
-    folders = [tmp_path/'runs'/run(RunConfig(('mini/label', 'mini/target'), m), tmp_path/'runs')['id'] for m in ('majority', 'tfidf')]
+    folders = [tmp_path/'runs'/run(RunConfig(('mini/label', 'mini/target'), baseline=m), tmp_path/'runs')['name'] for m in ('majority', 'tfidf')]
     def command(*args): return subprocess.run([sys.executable, '-c', 'from hatenb.cli import main; main()', 'compare', *map(str, args)], capture_output=True, text=True, env={**os.environ, 'HATENB_QUIET': '1'})
     done = command(*folders, '--resamples', 200, '--out', tmp_path/'t.csv')
     assert done.returncode == 0, done.stderr[-2000:]

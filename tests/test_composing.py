@@ -14,35 +14,37 @@ from hatenb.corpora import frequencies
 from hatenb.encoder import load_encoder, tensor_digest
 from hatenb.evaluation import evaluate, join_predictions, load_predictions, main_metrics
 from hatenb.heads import Task, make_head, partitions
-from hatenb.studies import RunConfig, Study, load_run, run, run_corpora, run_encoder, run_model, run_study, source_folders
+from hatenb.making import make_run as run, run_corpora, run_encoder
+from hatenb.runs import Run, RunConfig, run_model, run_strategy, source_folders
+from hatenb.studies import Study, run_study
 from hatenb.training import TrainConfig, Trainer, predict
 
 TASKS = 'mini/label', 'mini/target', 'mini/rationale'
 BASE = dict(limit=32, train=dict(epochs=1, batch_size=16))
-OF = dict(lora=dict(method='lora', options=dict(r=2)), seq_bn=dict(method='seq_bn', options=dict(reduction_factor=48)))
+OF = dict(lora=dict(adapter='lora', adapter_options=dict(r=2)), seq_bn=dict(adapter='seq_bn', adapter_options=dict(reduction_factor=48)))
 
 
 def sources(kind, tasks=TASKS): return [{**BASE, **OF[kind], 'tasks': [t]} for t in tasks]
 
 
-def config(method, of=None, tasks=TASKS, **more):
-    return RunConfig.from_dict({**BASE, 'tasks': list(tasks), 'method': method, **({'sources': sources(of, tasks)} if of else {}), **more})
+def config(strategy, of=None, tasks=TASKS, **more):
+    return RunConfig.from_dict({**BASE, 'tasks': list(tasks), 'strategy': strategy, **({'sources': sources(of, tasks)} if of else {}), **more})
 
 
 RUNS = {
     'merge as it is': config('merge', 'lora'),
-    'merge, weights searched': config('merge', 'lora', options=dict(weights='search', tries=4, rank=2)),
-    'merge, ties, truncated, trained on': config('merge', 'lora', options=dict(rule='ties', rank=2, learn='all', rule_options=dict(density=.5))),
-    'merge of bottlenecks, heads trained': config('merge', 'seq_bn', options=dict(learn='heads')),
-    'fuse lora': config('fuse', 'lora', options=dict(width=4)),
-    'fuse lora, dynamic': config('fuse', 'lora', options=dict(variant='dynamic', width=4)),
+    'merge, weights searched': config('merge', 'lora', strategy_options=dict(weights='search', tries=4, rank=2)),
+    'merge, ties, truncated, trained on': config('merge', 'lora', strategy_options=dict(rule='ties', rank=2, learn='all', rule_options=dict(density=.5))),
+    'merge of bottlenecks, heads trained': config('merge', 'seq_bn', strategy_options=dict(learn='heads')),
+    'fuse lora': config('fuse', 'lora', strategy_options=dict(width=4)),
+    'fuse lora, dynamic': config('fuse', 'lora', strategy_options=dict(variant='dynamic', width=4)),
     'fuse bottlenecks': config('fuse', 'seq_bn'),
-    'parallel, finished ones': config('parallel', 'lora', options=dict(learn='nothing')),
-    'parallel, new ones, two corpora': config('parallel', tasks=('mini/label', 'mini_mhs/score'), options=dict(adapter='seq_bn')),
-    'branch': config('branch', options=dict(layer=4, adapter_options=dict(r=2))),
-    'stack': config('stack', 'seq_bn', tasks=('mini/label',), options=dict(adapter_options=dict(reduction_factor=48))),
-    'mtl_lora': config('mtl_lora', options=dict(r=2, up_projections=2)),
-    'fuse lora on nf4': config('fuse', 'lora', quantization='nf4', options=dict(width=4)),
+    'parallel, finished ones': config('parallel', 'lora', strategy_options=dict(learn='nothing')),
+    'parallel, new ones, two corpora': config('parallel', tasks=('mini/label', 'mini_mhs/score'), adapter='seq_bn'),
+    'branch': config('branch', strategy_options=dict(layer=4), adapter_options=dict(r=2)),
+    'stack': config('stack', 'seq_bn', tasks=('mini/label',), adapter='seq_bn', adapter_options=dict(reduction_factor=48)),
+    'mtl_lora': config('mtl_lora', strategy_options=dict(r=2, up_projections=2)),
+    'fuse lora on nf4': config('fuse', 'lora', quantization='nf4', strategy_options=dict(width=4)),
 }
 
 
@@ -66,12 +68,12 @@ def same_table(a, b):
 def test_a_run_loads_again_with_the_same_predictions(runs, name):
     c = RUNS[name]
     record = run(c, runs)
-    folder = runs/c.id
+    folder = runs/c.name
     assert record['adapters'] and all((folder/'adapters'/a).is_dir() for a in record['adapters'])
     if c.sources: assert len(record['sources']) == len(c.sources)
-    model = load_run(folder)
+    model = Run(folder).model()
     same_table(predict(model, posts_of(model, c)['test']), load_predictions(folder/'predictions'/'test.parquet'))
-    if c.method == 'fuse':
+    if c.strategy == 'fuse':
         looks = record['attention']['fused']
         by_layer = {}
         for x in looks: by_layer[x['layer']] = by_layer.get(x['layer'], 0)+x['weight']
@@ -81,17 +83,17 @@ def test_a_run_loads_again_with_the_same_predictions(runs, name):
 def test_another_process_predicts_the_same(runs):
     c = RUNS['fuse lora']
     run(c, runs)
-    code = ("import sys, json; from pathlib import Path; from hatenb.studies import *; from hatenb.training import predict; from hatenb.batches import Posts; from hatenb.evaluation import save_predictions\n"
-            "f = Path(sys.argv[1]); m = load_run(f); c = RunConfig.from_dict(json.loads((f/'config.json').read_text()))\n"
+    code = ("import sys, json; from pathlib import Path; from hatenb.runs import *; from hatenb.making import *; from hatenb.training import predict; from hatenb.batches import Posts; from hatenb.evaluation import save_predictions\n"
+            "f = Path(sys.argv[1]); m = Run(f).model(); c = RunConfig.from_dict(json.loads((f/'config.json').read_text()))\n"
             "d = run_corpora(c, m.encoder.tokenizer)\n"
             "save_predictions(predict(m, {k: Posts(v['test'], k, m.encoder.tokenizer.pad_token_id) for k,v in d.items()}), sys.argv[2])")
     out = runs/'again.parquet'
-    subprocess.run([sys.executable, '-c', code, str(runs/c.id), str(out)], check=True, timeout=300)
-    same_table(load_predictions(out), load_predictions(runs/c.id/'predictions'/'test.parquet'))
+    subprocess.run([sys.executable, '-c', code, str(runs/c.name), str(out)], check=True, timeout=300)
+    same_table(load_predictions(out), load_predictions(runs/c.name/'predictions'/'test.parquet'))
 
 
 @pytest.mark.parametrize('quantization', ['none', 'nf4', 'int8'])
-@pytest.mark.parametrize('name', [n for n, c in RUNS.items() if c.quantization == 'none' and c.options.get('weights') != 'search'])
+@pytest.mark.parametrize('name', [n for n, c in RUNS.items() if c.quantization == 'none' and c.strategy_options.get('weights') != 'search'])
 def test_training_leaves_the_rest_bit_identical(runs, name, quantization):
     c = dataclasses.replace(RUNS[name], quantization=quantization)
     encoder = run_encoder(c, 'cpu', source_folders(c, runs))
@@ -103,8 +105,8 @@ def test_training_leaves_the_rest_bit_identical(runs, name, quantization):
     Trainer(model, posts, TrainConfig(epochs=1, batch_size=16, lr=1e-2)).fit()
     changed = {k for k, v in encoder.tensors().items() if tensor_digest({k: v}) != before[k]}
     assert changed <= learning
-    if c.method == 'fuse': assert learning and all('fusion' in k for k in learning)
-    assert bool(changed) == bool(learning) and bool(learning) == (c.options.get('learn', 'nothing' if c.method == 'merge' else 'all') == 'all')
+    if c.strategy == 'fuse': assert learning and all('fusion' in k for k in learning)
+    assert bool(changed) == bool(learning) and bool(learning) == (c.strategy_options.get('learn', 'nothing' if c.strategy == 'merge' else 'all') == 'all')
 
 
 def test_searched_weights_are_the_best_that_were_tried(runs):
@@ -113,7 +115,7 @@ def test_searched_weights_are_the_best_that_were_tried(runs):
     assert len(search['tries']) == 4 and search['tries'][0]['weights'] == [1, 1, 1]
     assert search['best']['score'] == max(t['score'] for t in search['tries'])
     assert search['best']['score'] == pytest.approx(np.mean(list(main_metrics(validation).values())))   # what is kept is what was scored
-    given = config('merge', 'lora', options=dict(weights=search['best']['weights'], rank=2))
+    given = config('merge', 'lora', strategy_options=dict(weights=search['best']['weights'], rank=2))
     for task, values in run(given, runs)['metrics']['test'].items():
         for m, v in values.items():
             if isinstance(v, dict) and 'value' in v: assert v['value'] == record['metrics']['test'][task][m]['value']
@@ -154,13 +156,13 @@ def test_routes_agree_with_the_librarys_parallel_block(method='seq_bn'):
 def test_the_library_reads_our_fusion(runs, tmp_path):
     c = RUNS['fuse bottlenecks']
     run(c, runs)
-    model = load_run(runs/c.id)
+    model = Run(runs/c.name).model()
     plain = load_encoder('minilm')
     adapters.init(plain.model)
     for s in model.encoder.composites['fused'].sources:
-        folder = shutil.copytree(runs/c.id/'adapters'/s, tmp_path/s)
+        folder = shutil.copytree(runs/c.name/'adapters'/s, tmp_path/s)
         plain.model.load_adapter(str(folder), load_as=s, use_safetensors=True) if (folder/'adapter.safetensors').exists() else pytest.fail('no weights')
-    plain.model.load_adapter_fusion(str(runs/c.id/'adapters'/'fused'), use_safetensors=True)
+    plain.model.load_adapter_fusion(str(runs/c.name/'adapters'/'fused'), use_safetensors=True)
     mine, theirs = (dict(m.named_parameters()) for m in (model.encoder.model, plain.model))
     keys = [k for k in mine if 'adapter_fusion_layer' in k]
     assert keys
@@ -168,9 +170,9 @@ def test_the_library_reads_our_fusion(runs, tmp_path):
 
 
 def test_the_penalty_is_the_librarys(runs):
-    c = config('fuse', 'seq_bn', options=dict(variant='dynamic'))
+    c = config('fuse', 'seq_bn', strategy_options=dict(variant='dynamic'))
     encoder = run_encoder(c, 'cpu', source_folders(c, runs))
-    make_strategy(c.method, c.tasks, c.options).use(encoder)
+    run_strategy(c).use(encoder)
     for p in encoder.trainable().values(): p.data += .01*torch.randn(p.shape)
     ours = encoder.composites['fused'].penalty(encoder, 'fused')
     torch.testing.assert_close(ours, encoder.model.get_fusion_regularization_loss())
@@ -179,9 +181,9 @@ def test_the_penalty_is_the_librarys(runs):
 # ---- partitions
 
 def test_joined_predictions_score_as_if_one_model_had_made_them(runs):
-    whole = config('lora', tasks=('mini/target',), options=dict(r=2))
+    whole = config('shared', tasks=('mini/target',), adapter_options=dict(r=2))
     run(whole, runs)
-    t = load_predictions(runs/whole.id/'predictions'/'test.parquet')
+    t = load_predictions(runs/whole.name/'predictions'/'test.parquet')
     parts = []
     for task in partitions('mini/target', 4):
         places, part = Task.parse(task).places, t.copy()
@@ -193,9 +195,9 @@ def test_joined_predictions_score_as_if_one_model_had_made_them(runs):
 
 @pytest.mark.parametrize('parts', [['mini/target:*/2'], ['mini/target:*/11'], partitions('mini/target', 3, frequencies=list(range(11)))])
 def test_one_study_cuts_merges_fuses_and_joins(tmp_path, parts):
-    base = dict(limit=16, train=dict(epochs=1, batch_size=16), options=dict(r=2))
-    runs = [dict(tasks=parts, method=m, sources=dict(method='lora'), options=o) for m, o in (('join', {}), ('merge', {}), ('fuse', dict(width=2)))]
-    records = run_study(Study.from_dict(dict(name='parts', base={**base, 'options': {}}, runs=[{**r, 'sources': dict(r['sources'], options=dict(r=2))} for r in runs])), tmp_path)
+    base = dict(limit=16, train=dict(epochs=1, batch_size=16))
+    runs = [dict(tasks=parts, strategy=m, sources=dict(adapter_options=dict(r=2)), strategy_options=o) for m, o in (('join', {}), ('merge', {}), ('fuse', dict(width=2)))]
+    records = run_study(Study.from_dict(dict(name='parts', base=base, runs=runs)), tmp_path)
     for r in records:
         of = r['metrics']['test']['mini/target']
         assert len(of['confusion']) == 11 and of['macro_f1']['value'] is not None
@@ -206,10 +208,10 @@ def test_one_study_cuts_merges_fuses_and_joins(tmp_path, parts):
 @pytest.mark.parametrize('method,options', [('merge', {}), ('fuse', dict(width=4)), ('parallel', dict(learn='nothing')), ('join', {})])
 def test_parts_of_the_targets_give_all_eleven(runs, method, options):
     parts = partitions('mini/target', 2)
-    c = config(method, 'lora', tasks=parts, options=options)
+    c = config(method, 'lora', tasks=parts, strategy_options=options)
     record = run(c, runs)
     assert record['metrics']['test']['mini/target']['macro_f1']['value'] is not None
-    t = load_predictions(runs/c.id/'predictions'/'test.parquet')
+    t = load_predictions(runs/c.name/'predictions'/'test.parquet')
     assert not np.isnan(np.stack(t.target_prob)).any()
     if method == 'join':
         source = load_predictions(runs/record['sources'][0]/'predictions'/'test.parquet')
@@ -219,14 +221,14 @@ def test_parts_of_the_targets_give_all_eleven(runs, method, options):
 
 
 def test_a_study_makes_its_sources_and_uses_them_again(runs, tmp_path):
-    study = Study.from_dict(dict(name='s', base={**BASE, 'method': 'lora'}, runs=[
-        dict(tasks=['mini/label', 'mini/target'], method='merge', options=dict(rule=['average', 'ties']), sources=dict(method='lora'))]))
+    study = Study.from_dict(dict(name='s', base=BASE, runs=[
+        dict(tasks=['mini/label', 'mini/target'], strategy='merge', strategy_options=dict(rule=['average', 'ties']), sources=dict(adapter='lora'))]))
     assert len(study.runs) == 2 and all([s['tasks'] for s in c.sources] == [['mini/label'], ['mini/target']] for c in study.runs)
     first = run(study.runs[0], tmp_path)
     made = {f: (f/'record.json').stat().st_mtime_ns for f in tmp_path.iterdir()}
     run(study.runs[1], tmp_path)
     assert all((f/'record.json').stat().st_mtime_ns == t for f, t in made.items())
-    by_folder = RunConfig.from_dict({**BASE, 'tasks': ['mini/label', 'mini/target'], 'method': 'merge', 'sources': [str(tmp_path/s) for s in first['sources']]})
+    by_folder = RunConfig.from_dict({**BASE, 'tasks': ['mini/label', 'mini/target'], 'strategy': 'merge', 'sources': [str(tmp_path/s) for s in first['sources']]})
     again = run(by_folder, tmp_path)
     assert again['metrics'] == first['metrics']
 
@@ -234,7 +236,7 @@ def test_a_study_makes_its_sources_and_uses_them_again(runs, tmp_path):
 # ---- refused
 
 def test_refused_configurations():
-    with pytest.raises(HatenbError, match='made of finished runs'): RunConfig(TASKS, 'merge')
+    with pytest.raises(HatenbError, match='made of finished runs'): RunConfig(TASKS, strategy='merge')
     with pytest.raises(HatenbError, match='not made of other runs'): RunConfig(TASKS, 'lora', sources=('runs/x',))
     with pytest.raises(HatenbError, match="no option 'rang'"): make_strategy('merge', TASKS, dict(rang=2))
     with pytest.raises(HatenbError, match='nothing is called'): make_strategy('merge', TASKS, dict(learn='most'))
@@ -245,11 +247,11 @@ def test_refused_configurations():
 
 @pytest.fixture
 def finished_sources(runs, tmp_path):
-    for s in sources('lora'): shutil.copytree(runs/run(RunConfig.from_dict(s), runs)['id'], tmp_path/run(RunConfig.from_dict(s), runs)['id'])
+    for s in sources('lora'): shutil.copytree(runs/run(RunConfig.from_dict(s), runs)['name'], tmp_path/run(RunConfig.from_dict(s), runs)['name'])
     return tmp_path
 
 
-def made_of(folders, **more): return RunConfig.from_dict({**BASE, 'tasks': list(TASKS), 'method': 'merge', 'sources': list(map(str, folders)), **more})
+def made_of(folders, **more): return RunConfig.from_dict({**BASE, 'tasks': list(TASKS), 'strategy': 'merge', 'sources': list(map(str, folders)), **more})
 
 
 def test_a_source_that_is_not_finished(finished_sources):
@@ -288,11 +290,11 @@ def test_a_source_that_was_tampered_with(finished_sources, damage):
     if damage == 'no heads': (folders[0]/'heads.safetensors').unlink()
     c = made_of(folders)
     with pytest.raises(HatenbError): run(c, finished_sources)
-    assert not (finished_sources/c.id/'record.json').exists()
+    assert not (finished_sources/c.name/'record.json').exists()
 
 
 def test_bottlenecks_and_lora_cannot_be_merged_or_fused_together(runs):
     mixed = [sources('lora')[0], *sources('seq_bn')[1:]]
     for method in ('merge', 'fuse'):
-        c = RunConfig.from_dict({**BASE, 'tasks': list(TASKS), 'method': method, 'sources': mixed})
+        c = RunConfig.from_dict({**BASE, 'tasks': list(TASKS), 'strategy': method, 'sources': mixed})
         with pytest.raises(HatenbError): run(c, runs)

@@ -1,5 +1,10 @@
-"Corpora: hostile files, broken transfers, the order of places, and what the real ones hold"
-import hashlib, http.server, json, random, threading
+"Corpora: hostile files, broken transfers, the order of places, and what HateXplain and Measuring Hate Speech hold"
+import dataclasses
+import hashlib
+import http.server
+import json
+import random
+import threading
 
 import httpx
 import numpy as np
@@ -37,7 +42,11 @@ def spoil(folder, change, file='dataset.json'):
 
 def in_post(key, value): return lambda d: d['0003_mini'].__setitem__(key, value)
 def in_annotator(key, value): return lambda d: d['0003_mini']['annotators'][1].__setitem__(key, value)
-def marks(value): return lambda d: d['0003_mini'].__setitem__('rationales', [[0]*len(d['0003_mini']['post_tokens']), value(d['0003_mini']['post_tokens'])])
+def marks(value):
+    def _add(d):
+        words = d['0003_mini']['post_tokens']
+        d['0003_mini']['rationales'] = [[0]*len(words), value(words)]
+    return _add
 
 
 BAD_POSTS = {
@@ -48,6 +57,8 @@ BAD_POSTS = {
     'half a character': (in_post('post_tokens', ['a', '\ud800']), 'half a character'),
     'no annotators key': (lambda d: d['0003_mini'].pop('annotators') and None, "no list 'annotators'"),
     'no annotators': (in_post('annotators', []), 'no annotators'),
+    'nine thousand annotators': (in_post('annotators', [dict(label='normal', target=[])]*9000), '9000 annotators'),
+    'nine thousand rationales': (in_post('rationales', [[0]]*9000), '9000 rationales'),
     'annotator is null': (in_post('annotators', [None]), 'no list of targets'),
     'post is a list': (lambda d: d.__setitem__('0003_mini', []), "no list 'post_tokens'"),
     'unknown label': (in_annotator('label', 'hateful'), "unknown label 'hateful'"),
@@ -72,6 +83,15 @@ def test_bad_post(folder, name):
     e = spoil(folder, change)
     assert what in e.what
     assert str(folder/'dataset.json') in e.place and '0003_mini' in e.place and e.remedy
+
+
+def test_a_train_split_without_posts(folder, tmp_path, monkeypatch):
+    path = folder/'post_id_divisions.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(train=[])))
+    monkeypatch.setenv('HATENB_DATA', str(tmp_path))
+    what = "the split 'train' of the corpus hatexplain has no posts"
+    with pytest.raises(HatenbError, match=what) as e: load_corpus('hatexplain')
+    assert e.value.place == str(folder) and e.value.remedy
 
 
 def test_empty_target_list_is_allowed(folder):
@@ -151,7 +171,8 @@ def test_missing_file(folder):
 
 COMMENTS = pd.DataFrame(dict(comment_id=['1','2','3'], text=['one two','three','four'], n_annotators=['3','4','3'],
                              hatespeech_frac=['0.5','0','1.0'], score_gt_0=['1','','0']))
-ROWS = pd.DataFrame(dict(comment_id=[7,7,8], text=['a b','a b','c'], hatespeech=[0.,2.,1.], hate_speech_score=[.5,.5,-1.]))
+ROWS = pd.DataFrame(dict(comment_id=[7,7,8], text=['a b','a b','c'], hatespeech=[0.,2.,1.],
+                         hate_speech_score=[.5,.5,-1.]))
 
 
 def share_error(folder, table):
@@ -174,7 +195,8 @@ def every(ds): return {p['id']: p for d in ds.values() for p in d}
 def test_share_reads(tmp_path):
     COMMENTS.to_csv(tmp_path/'comments.csv', index=False)
     posts = every(C.read_mhs_share(tmp_path))
-    assert {i: (p['score'], p['score_gt_0'], p['n_annotators']) for i,p in posts.items()} == {'1': (.5,1,3), '2': (0,-1,4), '3': (1,0,3)}
+    read = {i: (p['score'], p['score_gt_0'], p['n_annotators']) for i,p in posts.items()}
+    assert read == {'1': (.5,1,3), '2': (0,-1,4), '3': (1,0,3)}
 
 
 @pytest.mark.parametrize('column', ['hatespeech_frac', 'score_gt_0', 'n_annotators'])
@@ -199,8 +221,11 @@ def test_share_twice(tmp_path):
     assert 'twice' in e.what and 'comment 2' in e.place
 
 
-@pytest.mark.parametrize('content,what', [(COMMENTS.to_csv(index=False).encode().replace(b'three', b'thr\xe9e'), 'UTF-8'), (b'', 'cannot be read'),
-                                          (b'comment_id,text\n1,"cut o', 'cannot be read')])
+BROKEN = [(COMMENTS.to_csv(index=False).encode().replace(b'three', b'thr\xe9e'), 'UTF-8'), (b'', 'cannot be read'),
+          (b'comment_id,text\n1,"cut o', 'cannot be read')]
+
+
+@pytest.mark.parametrize('content,what', BROKEN)
 def test_share_broken_file(tmp_path, content, what):
     (tmp_path/'comments.csv').write_bytes(content)
     with pytest.raises(HatenbError, match=what) as e: C.read_mhs_share(tmp_path)
@@ -210,7 +235,8 @@ def test_share_broken_file(tmp_path, content, what):
 def test_mhs_reads(tmp_path):
     ROWS.to_parquet(tmp_path/'measuring-hate-speech.parquet')
     posts = every(C.read_mhs(tmp_path))
-    assert {i: (p['words'], p['score'], p['hatespeech_votes']) for i,p in posts.items()} == {'7': (['a','b'], .5, [0,2]), '8': (['c'], -1, [1])}
+    read = {i: (p['words'], p['score'], p['hatespeech_votes']) for i,p in posts.items()}
+    assert read == {'7': (['a','b'], .5, [0,2]), '8': (['c'], -1, [1])}
 
 
 @pytest.mark.parametrize('column', ['hatespeech', 'hate_speech_score'])
@@ -226,7 +252,8 @@ def test_mhs_missing_column(tmp_path, column):
     assert repr(column) in mhs_error(tmp_path, ROWS.drop(columns=column)).what
 
 
-@pytest.mark.parametrize('change', [dict(text=['a b','other','c']), dict(text=['a b',None,'c']), dict(hate_speech_score=[.5,.6,1.])])
+@pytest.mark.parametrize('change', [
+    dict(text=['a b','other','c']), dict(text=['a b',None,'c']), dict(hate_speech_score=[.5,.6,1.])])
 def test_mhs_rows_that_differ(tmp_path, change):
     assert 'comment 7' in mhs_error(tmp_path, ROWS.assign(**change)).place
 
@@ -253,7 +280,9 @@ names = st.sampled_from((*TARGETS, 'None', 'Men', 'Indian'))
 def annotated(draw):
     n = draw(st.integers(1, 12))
     rows = draw(st.lists(st.lists(st.integers(0, 1), min_size=n, max_size=n), max_size=3))
-    return n, draw(st.lists(st.integers(0, 2), min_size=3, max_size=3)), draw(st.lists(st.lists(names, max_size=4), min_size=3, max_size=3)), rows
+    labels = draw(st.lists(st.integers(0, 2), min_size=3, max_size=3))
+    targets = draw(st.lists(st.lists(names, max_size=4), min_size=3, max_size=3))
+    return n, labels, targets, rows
 
 
 @given(annotated())
@@ -275,7 +304,8 @@ def test_gold_is_the_naive_gold(post):
 
 def test_fleiss_kappa_of_a_worked_example():
     # table of Fleiss (1971) as it is reprinted everywhere: 10 subjects, 14 raters, kappa .210
-    counts = np.array([[0,0,0,0,14],[0,2,6,4,2],[0,0,3,5,6],[0,3,9,2,0],[2,2,8,1,1],[7,7,0,0,0],[3,2,6,3,0],[2,5,3,2,2],[6,5,2,1,0],[0,2,2,3,7]])
+    counts = np.array([[0,0,0,0,14],[0,2,6,4,2],[0,0,3,5,6],[0,3,9,2,0],[2,2,8,1,1],
+                       [7,7,0,0,0],[3,2,6,3,0],[2,5,3,2,2],[6,5,2,1,0],[0,2,2,3,7]])
     assert C.fleiss_kappa(counts) == pytest.approx(.210, abs=5e-4)
 
 
@@ -285,7 +315,8 @@ def test_fleiss_kappa_of_a_worked_example():
 @given(st.randoms(use_true_random=False), st.integers(0, 3))
 def test_split_is_independent_of_the_order_of_rows(tmp_path_factory, rng, seed):
     folder = tmp_path_factory.mktemp('mhs')
-    rows = [dict(comment_id=i, text=f'text {i}', hatespeech=float(j), hate_speech_score=i/10) for i in range(40) for j in range(2)]
+    rows = [dict(comment_id=i, text=f'text {i}', hatespeech=float(j), hate_speech_score=i/10)
+            for i in range(40) for j in range(2)]
     def _read(rows):
         pd.DataFrame(rows).to_parquet(folder/'measuring-hate-speech.parquet')
         return {s: [(p['id'], p['score']) for p in d] for s,d in C.read_mhs(folder, seed).items()}
@@ -324,16 +355,23 @@ class Publisher(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def publisher():
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Publisher)
-    server.content, server.status, server.ranges, server.cut, server.requests = random.Random(0).randbytes(200_000), 200, True, None, []
+    server.content, server.requests = random.Random(0).randbytes(200_000), []
+    server.status, server.ranges, server.cut = 200, True, None
     server.url = f'http://127.0.0.1:{server.server_port}/file.bin'
     thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True)
     thread.start()
     yield server
-    server.shutdown(); server.server_close(); thread.join()
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 def sha(content): return 'sha256:' + hashlib.sha256(content).hexdigest()
-def remote(p, **kwargs): return RemoteFile('file.bin', p.url, **{'checksum': sha(p.content), 'size': len(p.content)} | kwargs)
+def remote(p, **kwargs):
+    return RemoteFile('file.bin', p.url, **{'checksum': sha(p.content), 'size': len(p.content)} | kwargs)
+
+
+
 def names_in(folder): return sorted(p.name for p in folder.iterdir())
 
 
@@ -377,7 +415,9 @@ def test_a_whole_part_only_gets_its_name(publisher, tmp_path):
     assert C.download(remote(publisher), tmp_path).read_bytes() == publisher.content
 
 
-@pytest.mark.parametrize('claim,what', [(dict(checksum=sha(b'')), 'checksum'), (dict(checksum=git_blob(b'')), 'checksum'), (dict(size=7), 'bytes instead of 7')])
+@pytest.mark.parametrize('claim,what', [
+    (dict(checksum=sha(b'')), 'checksum'), (dict(checksum=git_blob(b'')), 'checksum'),
+    (dict(size=7), 'bytes instead of 7')])
 def test_another_file_than_expected(publisher, tmp_path, claim, what):
     with pytest.raises(HatenbError, match=what) as e: C.download(remote(publisher, **claim), tmp_path)
     assert publisher.url in e.value.place and e.value.remedy and names_in(tmp_path) == []
@@ -388,7 +428,8 @@ def corpus(publisher, tmp_path, monkeypatch):
     "A corpus that exists only at the publisher; cache and data folder are empty"
     for k,v in dict(HATENB_DATA=tmp_path/'data', HATENB_CACHE=tmp_path/'cache').items(): monkeypatch.setenv(k, str(v))
     monkeypatch.delenv('HF_HUB_OFFLINE', raising=False)
-    c = Corpus('made', 'Made', 'made', (remote(publisher),), lambda folder: dict(train=(folder/'file.bin').read_bytes()), homepage='https://example.org/made')
+    def _read(folder): return dict(train=(folder/'file.bin').read_bytes())
+    c = Corpus('made', 'Made', 'made', (remote(publisher),), _read, homepage='https://example.org/made')
     monkeypatch.setitem(C.corpora, 'made', c)
     return c
 
@@ -399,7 +440,7 @@ def test_folder_then_cache_then_publisher(publisher, corpus, tmp_path):
     assert load_corpus('made')['train'] == publisher.content and len(publisher.requests) == 1     # from the cache
     (tmp_path/'data'/'made').mkdir(parents=True)
     (tmp_path/'data'/'made'/'file.bin').write_bytes(b'mine')
-    assert load_corpus('made')['train'] == b'mine' and len(publisher.requests) == 1               # the data folder comes first
+    assert load_corpus('made')['train'] == b'mine' and len(publisher.requests) == 1      # the data folder comes first
 
 
 def test_checksum_follows_the_content(corpus, tmp_path):
@@ -410,7 +451,8 @@ def test_checksum_follows_the_content(corpus, tmp_path):
 
 
 def says_everything(e, publisher, tmp_path):
-    for part in (str(tmp_path/'data'/'made'), str(tmp_path/'cache'/'corpora'/'made'), 'file.bin', publisher.url, 'HATENB_DATA', 'https://example.org/made'): assert part in str(e)
+    folders = str(tmp_path/'data'/'made'), str(tmp_path/'cache'/'corpora'/'made')
+    for part in (*folders, 'file.bin', publisher.url, 'HATENB_DATA', 'https://example.org/made'): assert part in str(e)
     assert not (tmp_path/'cache'/'corpora'/'made'/'file.bin').exists()
 
 
@@ -430,7 +472,8 @@ def test_publisher_breaks_off(publisher, corpus, tmp_path):
 
 
 def test_no_server(publisher, corpus, tmp_path):
-    publisher.shutdown(); publisher.server_close()
+    publisher.shutdown()
+    publisher.server_close()
     with pytest.raises(HatenbError) as e: load_corpus('made')
     says_everything(e.value, publisher, tmp_path)
 
@@ -448,8 +491,32 @@ def test_what_cannot_be_downloaded(corpus):
 
 def test_no_folder_is_set(corpus, publisher, tmp_path, monkeypatch):
     publisher.status = 404
-    monkeypatch.delenv('HATENB_DATA'); monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('HATENB_DATA')
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(HatenbError, match='data folder: none is set'): load_corpus('made')
+
+
+def test_a_copy_by_another_name_is_found(corpus, publisher, tmp_path, monkeypatch):
+    monkeypatch.setitem(C.corpora, 'made', dataclasses.replace(corpus, files=(remote(publisher, also=('copy.bin',)),),
+                                                                read=lambda folder: dict(train=[folder])))
+    (tmp_path/'data'/'made').mkdir(parents=True)
+    (tmp_path/'data'/'made'/'copy.bin').write_bytes(b'mine')
+    assert load_corpus('made')['train'] == [tmp_path/'data'/'made'] and not publisher.requests
+    assert C.corpora['made'].files[0].path(tmp_path/'data'/'made').name == 'copy.bin'
+    first = C.corpus_checksum('made')
+    (tmp_path/'data'/'made'/'copy.bin').write_bytes(b'other')
+    assert C.corpus_checksum('made') != first
+
+
+def test_posts_are_counted_once_for_each_version(corpus, publisher, tmp_path, monkeypatch):
+    reads = []
+    def _read(folder): return reads.append(folder) or dict(train=[1,2])
+    monkeypatch.setitem(C.corpora, 'made', dataclasses.replace(corpus, read=_read))
+    assert C.posts_of_corpus('made') == C.posts_of_corpus('made') == dict(train=2) and len(reads) == 1
+    (tmp_path/'cache'/'corpora'/'made'/'file.bin').write_bytes(b'other')
+    assert C.posts_of_corpus('made') == dict(train=2) and len(reads) == 2
+    for kept in (tmp_path/'cache'/'counts').iterdir(): kept.write_text('{')
+    assert C.posts_of_corpus('made') == dict(train=2) and len(reads) == 3
 
 
 def test_table_of_corpora_survives_a_broken_one(tmp_path, monkeypatch):
@@ -475,7 +542,8 @@ def test_hatexplain_counts(hatexplain):
 
 def test_hatexplain_is_in_the_order_of_the_split(hatexplain, corpora_folder):
     ids = json.loads((corpora_folder/'hatexplain'/'post_id_divisions.json').read_text())
-    assert all(hatexplain[ours]['id'][:] == ids[theirs] for ours,theirs in (('train','train'),('validation','val'),('test','test')))
+    splits = ('train','train'),('validation','val'),('test','test')
+    assert all(hatexplain[ours]['id'][:] == ids[theirs] for ours,theirs in splits)
 
 
 def test_hatexplain_gold_is_the_gold_of_the_file(hatexplain, corpora_folder):
@@ -485,13 +553,15 @@ def test_hatexplain_gold_is_the_gold_of_the_file(hatexplain, corpora_folder):
             raw = data[p['id']]
             assert p['words'] == raw['post_tokens'] and len(p['rationale_any']) == len(p['words'])
             assert p['target'] == [int(sum(t in a['target'] for a in raw['annotators']) >= 2) for t in TARGETS]
-            assert p['rationale_any'] == [int(any(c)) for c in zip(*raw['rationales'])] if raw['rationales'] else not any(p['rationale_any'])
+            marked = [int(any(c)) for c in zip(*raw['rationales'])] or [0]*len(p['words'])
+            assert p['rationale_any'] == marked
 
 
 def test_mhs_share_counts(corpora_folder):
     ds = C.read_mhs_share(corpora_folder/'measuring_hate_speech')
     assert sum(len(d) for d in ds.values()) == 17352
-    for s,share in (('train',.8),('validation',.1),('test',.1)): assert len(ds[s])/17352 == pytest.approx(share, abs=.01)
+    for s,share in (('train',.8),('validation',.1),('test',.1)):
+        assert len(ds[s])/17352 == pytest.approx(share, abs=.01)
     texts = [{' '.join(w).lower() for w in d['words'][:]} for d in ds.values()]
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
 
@@ -500,7 +570,9 @@ def test_mhs_reads_the_published_columns(corpora_folder, tmp_path):
     table = pd.read_csv(corpora_folder/'measuring_hate_speech'/'annotation_sample_99_full_columns.csv')
     table.to_parquet(tmp_path/'measuring-hate-speech.parquet')
     posts = every(C.read_mhs(tmp_path))
-    assert set(posts) == set(table['comment_id'].astype(str)) and sum(len(p['hatespeech_votes']) for p in posts.values()) == len(table) == 99
+    assert set(posts) == set(table['comment_id'].astype(str))
+    assert sum(len(p['hatespeech_votes']) for p in posts.values()) == len(table) == 99
     for r in table.itertuples():
         p = posts[str(r.comment_id)]
-        assert p['text'] == r.text and p['score'] == pytest.approx(r.hate_speech_score) and r.hatespeech in p['hatespeech_votes']
+        assert p['text'] == r.text and p['score'] == pytest.approx(r.hate_speech_score)
+        assert r.hatespeech in p['hatespeech_votes']

@@ -16,7 +16,8 @@ from hatenb.evaluation import (_label_statistics, _rationale_statistics, _score_
                                on, rank_correlation_of, rationale_table, recentred, resamples, save_predictions, shared, spans, top, toxic_probability,
                                vote_divergences, with_gold, word_probabilities)
 from hatenb.reports import results_html
-from hatenb.studies import read_records, results_folder
+from hatenb.runs import read_records
+from hatenb.studies import results_folder
 
 
 @pytest.fixture(scope='module')

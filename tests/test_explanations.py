@@ -15,15 +15,17 @@ from hatenb.core import HatenbError
 from hatenb.corpora import LABELS, frequencies, load_corpus
 from hatenb.evaluation import rationale_table
 from hatenb.regularisers import perturb, real_tokens
-from hatenb.studies import RunConfig, explain_run, run, run_corpora, run_encoder, run_model
+from hatenb.making import make_run as run, run_corpora, run_encoder
+from hatenb.runs import RunConfig, run_model
+from hatenb.studies import explain_run
 from hatenb.training import Model, TrainConfig, predict
 
 TASKS = 'mini/label', 'mini/rationale'
 
 
-def parts_of(method='lora', options=None, tasks=TASKS, max_length=128, **more):
+def parts_of(adapter='lora', options=None, strategy='shared', strategy_options={}, tasks=TASKS, max_length=128, **more):
     "A model with random adapters and a head whose answers differ, and the marked posts of the mini corpus"
-    config = RunConfig(tasks, method, options=options if options is not None else dict(r=2), max_length=max_length, **more)
+    config = RunConfig(tasks, adapter, options if options is not None else dict(r=2), strategy, strategy_options, max_length=max_length, **more)
     encoder = run_encoder(config)
     corpora = run_corpora(config, encoder.tokenizer)
     model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
@@ -108,12 +110,12 @@ def test_a_post_is_explained_alike_in_any_batch(made):
             np.testing.assert_allclose(x, y, atol=1e-4)
 
 
-WAYS = [('parallel', dict(adapter='lora', adapter_options=dict(r=2))), ('branch', dict(layer=3, adapter='lora', adapter_options=dict(r=2))), ('mtl_lora', dict(r=4)), ('seq_bn', {})]
+WAYS = [dict(strategy='parallel'), dict(strategy='branch', strategy_options=dict(layer=3)), dict(strategy='mtl_lora', strategy_options=dict(r=4)), dict(adapter='seq_bn', options={})]
 
 
-@pytest.mark.parametrize('method, options', WAYS)
-def test_every_way_of_sharing(method, options):
-    model, posts = parts_of(method, options)
+@pytest.mark.parametrize('config', WAYS)
+def test_every_way_of_sharing(config):
+    model, posts = parts_of(**config)
     whole, label = predict(model, {'mini': posts}), predict(E.only(model, 'mini/label'), {'mini': posts})
     np.testing.assert_allclose(np.stack(whole.label_prob), np.stack(label.label_prob), atol=1e-5)
     for name in E.explainers:
@@ -263,8 +265,8 @@ def test_a_head_with_a_lexicon(tmp_path):
 
 def test_a_finished_run(tmp_path, monkeypatch):
     monkeypatch.setenv('HATENB_CACHE', str(tmp_path/'cache'))
-    config = RunConfig(TASKS, options=dict(r=2), limit=32, train=TrainConfig(epochs=1))
-    folder = tmp_path/'runs'/run(config, tmp_path/'runs')['id']
+    config = RunConfig(TASKS, adapter_options=dict(r=2), limit=32, train=TrainConfig(epochs=1))
+    folder = tmp_path/'runs'/run(config, tmp_path/'runs')['name']
     names = ['rationale', 'attention', 'random']
     record = explain_run(folder, names, limit=8, n_boot=20)
     assert record['id'] == config.id and record['posts'] <= 8 and list(record['explainers']) == names
@@ -273,7 +275,7 @@ def test_a_finished_run(tmp_path, monkeypatch):
     with pytest.raises(HatenbError, match='no split'): explain_run(folder, names, split='tset')
     (folder/'heads.safetensors').write_bytes(b'')
     with pytest.raises(HatenbError, match='damaged'): explain_run(folder, names)
-    plain = tmp_path/'runs'/run(RunConfig(('mini/label',), 'tfidf', limit=32), tmp_path/'runs')['id']
+    plain = tmp_path/'runs'/run(RunConfig(('mini/label',), baseline='tfidf', limit=32), tmp_path/'runs')['name']
     with pytest.raises(HatenbError, match='no model to load'): explain_run(plain)
 
 

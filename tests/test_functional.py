@@ -12,7 +12,8 @@ from hatenb.cli import app
 from hatenb.core import HatenbError
 from hatenb.corpora import load_corpus
 from hatenb.detector import Detector
-from hatenb.studies import RunConfig, run
+from hatenb.making import make_run as run
+from hatenb.runs import RunConfig
 
 QUICK = dict(limit=32, max_length=40, train=dict(epochs=1, batch_size=16))
 CASES = ',functionality,case_id,test_case,label_gold,target_ident\n' + ''.join(
@@ -35,7 +36,7 @@ def data(tmp_path, monkeypatch):
 def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 
-def made(runs, *tasks): return runs/run(RunConfig.from_dict(dict(tasks=tasks, **QUICK)), runs)['id']
+def made(runs, *tasks): return runs/run(RunConfig.from_dict(dict(tasks=tasks, **QUICK)), runs)['name']
 
 
 @pytest.fixture(scope='module')
@@ -112,7 +113,7 @@ def test_a_run_asked_twice_says_the_same_and_keeps_no_texts(data, folder):
     pd.testing.assert_frame_equal(pd.read_parquet(folder/'functional.parquet'), table)
     assert {k: first[k] for k in ('id', 'functional', 'transfer')} == {k: second[k] for k in ('id', 'functional', 'transfer')}
     assert json.loads((folder/'functional.json').read_text())['functional'] == json.loads(json.dumps(second['functional']))
-    assert set(first['transfer']) == {'kaggle_tweets'} and first['functional']['toxic']['all']['n'] == 16 and first['id'] == folder.name and first['provenance']
+    assert set(first['transfer']) == {'kaggle_tweets'} and first['functional']['toxic']['all']['n'] == 16 and first['name'] == folder.name and first['provenance']
     assert 'text' not in table and 'case 3' not in (folder/'functional.json').read_text()
     assert table.groupby('corpus').size()['hatecheck'] == 16 and table['toxic_score'].between(0, 1).all()
 

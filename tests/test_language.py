@@ -9,11 +9,12 @@ from hatenb.core import HatenbError, encoder_path
 from hatenb.encoder import load_encoder, tensor_digest
 from hatenb.evaluation import load_predictions
 from hatenb.heads import Task, make_head
-from hatenb.studies import RunConfig, load_run, run
+from hatenb.making import make_run as run
+from hatenb.runs import RunConfig, Run
 from hatenb.training import Model, TrainConfig, Trainer, predict
 
-TEXT = dict(tasks=['mini/text', 'mini_mhs/text'], method='seq_bn', options=dict(reduction_factor=48), limit=48, train=dict(epochs=2, batch_size=16, head_warmup=2))
-STACK = dict(tasks=['mini/label', 'mini/rationale'], method='stack', sources=[TEXT], options=dict(adapter_options=dict(reduction_factor=48)), limit=48, train=dict(epochs=1, batch_size=16))
+TEXT = dict(tasks=['mini/text', 'mini_mhs/text'], adapter='seq_bn', adapter_options=dict(reduction_factor=48), limit=48, train=dict(epochs=2, batch_size=16, head_warmup=2))
+STACK = dict(tasks=['mini/label', 'mini/rationale'], strategy='stack', adapter='seq_bn', adapter_options=dict(reduction_factor=48), sources=[TEXT], limit=48, train=dict(epochs=1, batch_size=16))
 
 
 @pytest.fixture(scope='module')
@@ -109,13 +110,13 @@ def test_tasks_stacked_on_what_was_learned_from_texts(tmp_path):
     for corpus in ('mini', 'mini_mhs'):
         m = text['metrics']['test'][f'{corpus}/text']
         assert 0 <= m['hidden_accuracy']['value'] <= 1 and m['perplexity']['value'] > 1
-    assert record['adapters'] == ['mini-text-mini_mhs-text', 'shared'] and record['sources'] == [text['id']]
-    model, source = load_run(tmp_path/c.id), load_run(tmp_path/text['id'])
+    assert record['adapters'] == ['mini-text-mini_mhs-text', 'shared'] and record['sources'] == [text['name']]
+    model, source = Run(tmp_path/c.name).model(), Run(tmp_path/text["name"]).model()
     mine, theirs = (tensor_digest({k.replace(n, '*'): v for k, v in e.adapter_parameters(n).items()})
                     for e, n in ((model.encoder, 'mini-text-mini_mhs-text'), (source.encoder, 'shared')))
     assert mine == theirs                                                  # the lower adapter is the source's, bit by bit
     posts = {'mini': Posts(encoded_corpus('mini', model.encoder.tokenizer)['test'].shuffle(seed=0).select(range(48)), 'mini', model.encoder.tokenizer.pad_token_id)}
-    stored = load_predictions(tmp_path/c.id/'predictions'/'test.parquet')
+    stored = load_predictions(tmp_path/c.name/'predictions'/'test.parquet')
     t = predict(model, posts)
     for a, b in zip(t.label_prob, stored.label_prob): np.testing.assert_array_equal(a, b)
     model.encoder.activate('shared')                                       # without the lower one it says something else
@@ -124,5 +125,5 @@ def test_tasks_stacked_on_what_was_learned_from_texts(tmp_path):
 
 def test_what_cannot_be_asked_of_texts(tmp_path):
     with pytest.raises(HatenbError, match='cannot share its posts'): RunConfig.from_dict(dict(tasks=['mini/text', 'mini/label']))
-    with pytest.raises(HatenbError, match='lora cannot be stacked'): run(RunConfig.from_dict({**STACK, 'options': dict(adapter='lora'), 'limit': 8}), tmp_path)
-    with pytest.raises(HatenbError, match='guess no words'): run(RunConfig.from_dict(dict(tasks=['mini/text'], method='majority')), tmp_path)
+    with pytest.raises(HatenbError, match='lora cannot be stacked'): run(RunConfig.from_dict({**STACK, 'adapter': 'lora', 'adapter_options': {}, 'limit': 8}), tmp_path)
+    with pytest.raises(HatenbError, match='guess no words'): run(RunConfig.from_dict(dict(tasks=['mini/text'], baseline='majority')), tmp_path)

@@ -1,5 +1,5 @@
 "Merging: properties over ranks, scalings and shapes, agreement with peft and with the papers' algorithms on dense matrices, and what is refused"
-import inspect, itertools, math
+import itertools, math
 
 import numpy as np
 import peft, pytest, torch
@@ -8,21 +8,26 @@ from peft.utils import merge_utils
 from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizerFast, ModernBertConfig, ModernBertModel
 
-from hatenb import merging
 from hatenb.core import HatenbError
-from hatenb.encoder import load_encoder, tensor_digest
-from hatenb.merging import (Update, add_lora, average, concatenate, cosine, distance, inner, interference, iso_c, knots, lora_updates, merge_adapters,
-                            merge_rules, merge_updates, nearest_orthogonal, sign_conflicts, subspace_overlap, svd_of, ties, truncate, truncation_errors, tsvm)
+from hatenb.encoder import adapter_methods, load_encoder, tensor_digest
+from hatenb.merging import (
+    Update, add_lora, average, concatenate, core_space_merge, cosine, dare_linear, dare_ties, distance, elected_mean,
+    entries, inner, input_grams, interference, iso_c, iso_cts, knots, lora_updates, magnitude_prune, merge_adapters,
+    merge_rules, merge_updates, nearest_orthogonal, null_space_coefficients, null_space_ratio, regmean, rule_options,
+    rules_table, sign_conflicts, start_orthogonal, start_shared, subspace_overlap, svd_of, ties, trim, truncate,
+    truncation_errors, tsvm, updates_added, weighted_mean)
 
 shapes = st.tuples(st.integers(2, 24), st.integers(2, 24))
 seeds = st.integers(0, 999)
-DRAWN = [r for r, f in merge_rules.items() if 'generators' in inspect.signature(f).parameters]
+FREE = [r for r, f in merge_rules.items() if f.cost != 'posts']          # those that need no posts
+DRAWN = [r for r in FREE if 'generators' in merge_rules[r].needs]
+FLAT = 'iso_c', 'iso_cts'                                               # change the spectrum of one source too
 quick = settings(max_examples=60, deadline=None)
 
 
 def whole(rule):
     "Options under which a rule thins nothing out"
-    return dict(density=1.) if 'density' in inspect.signature(merge_rules[rule]).parameters else {}
+    return dict(density=1.) if 'density' in rule_options(rule) else {}
 
 
 def update(shape, rank, seed, scale=1.):
@@ -106,14 +111,14 @@ def test_the_factors_share_the_singular_values():
 
 # ---- what holds for every rule
 
-@given(shapes, st.integers(1, 6), seeds, st.sampled_from([r for r in merge_rules if r != 'iso_c']), st.floats(.2, 5))
+@given(shapes, st.integers(1, 6), seeds, st.sampled_from([r for r in FREE if r not in FLAT]), st.floats(.2, 5))
 @quick
 def test_a_merge_of_one_is_that_one(shape, rank, seed, rule, weight):
     u = update(shape, rank, seed)
     close(one([u], rule, None if rule == 'task_arithmetic' else [weight], **whole(rule)), u, 2e-5)
 
 
-@pytest.mark.parametrize('rule', merge_rules)
+@pytest.mark.parametrize('rule', [r for r in FREE if r != 'iso_cts'])
 def test_identical_sources_merge_to_what_one_merges_to(rule):
     u = update((18, 14), 4, 0)
     third = dict(scale=1/3) if rule in ('task_arithmetic', 'iso_c') else {}                  # those that add up
@@ -121,7 +126,7 @@ def test_identical_sources_merge_to_what_one_merges_to(rule):
     close(merged, one([u], rule, **whole(rule)), 1e-4)
 
 
-@pytest.mark.parametrize('rule', merge_rules)
+@pytest.mark.parametrize('rule', FREE)
 def test_the_order_of_sources_does_not_matter(rule):
     "For rules that draw, the masks belong to the sources' names"
     sources = {n: {'x': update((18, 14), r, i)} for i, (n, r) in enumerate((('a', 2), ('b', 4), ('c', 3)))}
@@ -131,7 +136,7 @@ def test_the_order_of_sources_does_not_matter(rule):
         for r in results[1:]: close(r, results[0], 1e-4)
 
 
-@pytest.mark.parametrize('rule', merge_rules)
+@pytest.mark.parametrize('rule', FREE)
 @given(scale=st.floats(.1, 10), seed=seeds)
 @settings(max_examples=10, deadline=None)
 def test_scaled_sources_give_a_scaled_merge(rule, scale, seed):
@@ -140,7 +145,7 @@ def test_scaled_sources_give_a_scaled_merge(rule, scale, seed):
     close(one([u*scale for u in updates], rule, **options), one(updates, rule, **options).dense()*scale, 1e-4)
 
 
-@pytest.mark.parametrize('rule', merge_rules)
+@pytest.mark.parametrize('rule', FREE)
 @given(ranks=st.lists(st.integers(1, 5), min_size=1, max_size=4), shape=shapes, rank=st.integers(1, 6), seed=seeds)
 @settings(max_examples=15, deadline=None)
 def test_the_rank_is_kept_to(rule, ranks, shape, rank, seed):
@@ -150,7 +155,7 @@ def test_the_rank_is_kept_to(rule, ranks, shape, rank, seed):
     assert cut.dense().isfinite().all()
 
 
-@pytest.mark.parametrize('rule', merge_rules)
+@pytest.mark.parametrize('rule', FREE)
 def test_a_source_that_does_nothing_is_zero(rule):
     "LoRA begins with B = 0, and a layer may be in one source only: neither brings a NaN, nor directions of its own"
     u = update((10, 8), 3, 0)
@@ -165,7 +170,7 @@ def test_a_source_that_does_nothing_is_zero(rule):
 
 @pytest.mark.parametrize('rule', DRAWN)
 def test_masks_belong_to_layer_source_and_seed(rule):
-    options = dict(inner='dare_linear', density=.5) if rule == 'knots' else dict(density=.5)
+    options = dict(density=.5, **dict(inner='dare_linear') if 'inner' in rule_options(rule) else {})
     a, b = ({k: update((9, 7), 2, 10*s+i) for i, k in enumerate('xyz')} for s in (1, 2))
     first = merge_updates(dict(a=a, b=b), rule, seed=3, **options)
     turned = merge_updates(dict(b=dict(reversed(b.items())), a=dict(reversed(a.items()))), rule, seed=3, **options)
@@ -231,8 +236,8 @@ def test_knots_is_the_authors_algorithm(inner_rule):
     updates = [update((16, 20), r, i) for i, r in enumerate((3, 4, 2))]
     u, s, vt = torch.linalg.svd(torch.cat([x.dense() for x in updates], 1).double(), full_matrices=False)
     u, s, vt = u[:, :9], s[:9], vt[:9]
-    rules = dict(ties=merging.elected_mean, magnitude_prune=merging._mean, average=merging._mean)
-    parts = [merging.trim(p, 1. if inner_rule == 'average' else .4) for p in (s.unsqueeze(1)*vt).split(20, 1)]
+    rules = dict(ties=elected_mean, magnitude_prune=weighted_mean, average=weighted_mean)
+    parts = [trim(p, 1. if inner_rule == 'average' else .4) for p in (s.unsqueeze(1)*vt).split(20, 1)]
     close(knots(updates, [1., 2., 1.], inner=inner_rule, density=.4), u @ rules[inner_rule](parts, [1., 2., 1.]), 1e-4)
 
 
@@ -241,6 +246,122 @@ def test_knots_is_the_authors_algorithm(inner_rule):
 def test_knots_with_a_linear_rule_is_that_rule(shape, rank, weights, seed):
     updates = [update(shape, rank, seed+i) for i in range(len(weights))]
     close(knots(updates, weights, inner='average'), average(updates, weights), 1e-4)
+
+
+def test_core_space_is_the_authors_algorithm():
+    "2509.17786: singular vectors of the stacked factors, cores between them, merged, and back; also with unlike ranks"
+    updates = [update((16, 20), r, i) for i, r in enumerate((3, 4, 2))]
+    u = torch.linalg.svd(torch.cat([x.B for x in updates], 1).double(), full_matrices=False)[0]
+    v = torch.linalg.svd(torch.cat([x.A for x in updates]).double(), full_matrices=False)[2]
+    cores = [u.T @ x.dense().double() @ v.T for x in updates]
+    for x, c in zip(updates, cores): close(u @ c @ v, x)
+    wanted = dict(ties=elected_mean([trim(c, .4) for c in cores], [1, 2, 1]), average=weighted_mean(cores, [1, 2, 1]))
+    for rule, core in wanted.items(): close(core_space_merge(updates, [1, 2, 1], inner=rule, density=.4), u @ core @ v, 1e-4)
+
+
+@pytest.mark.parametrize('inner_rule', ['tsvm', 'iso_c'])
+def test_directions_are_the_same_in_core_space(inner_rule):
+    "Rules on singular vectors see no change of basis, where there is room for all directions"
+    updates = [update((30, 24), 3, i) for i in range(3)]
+    close(core_space_merge(updates, [1.]*3, inner=inner_rule), merge_rules[inner_rule](updates, [1.]*3), 1e-4)
+
+
+@pytest.mark.parametrize('common', [0., .5, .8])
+def test_iso_cts_is_the_authors_algorithm(common):
+    "2502.04959, on updates of full rank, written out as its authors do"
+    xs = [update((15, 12), 12, i) for i in range(3)]
+    dense, r, n = [x.dense().double() for x in xs], 12, 3
+    k = r - round((r-int(r*common))/n)*n
+    u, s, v = torch.linalg.svd(sum(dense), full_matrices=False)
+    own = (r-k)//n
+    left = [torch.linalg.svd(x - u[:, :k] @ u[:, :k].T @ x, full_matrices=False) for x in dense]
+    us, ss, vs = (torch.cat(p, d) for p, d in (([*(x[0][:, :own] for x in left), u[:, :k]], 1), ([*(x[1][:own] for x in left), s[:k]], 0),
+                                               ([*(x[2][:own] for x in left), v[:k]], 0)))
+    (a, _, b), (c, _, d) = torch.linalg.svd(us, full_matrices=False), torch.linalg.svd(vs, full_matrices=False)
+    close(iso_cts(xs, [1.]*3, scale=.7, common=common), .7*ss.mean()*(a @ b @ c @ d), 1e-4)
+
+
+def test_regmean_is_least_squares_on_the_posts():
+    "The merged weights are those of one regression on all sources' inputs and answers (2212.09849), frozen weights included"
+    g = torch.Generator().manual_seed(0)
+    frozen, updates = torch.randn(7, 9, generator=g).double(), [update((7, 9), r, i) for i, r in enumerate((2, 3))]
+    inputs = [torch.randn(40, 9, generator=g).double() for _ in updates]
+    answers = torch.cat([x @ (frozen+u.dense().double()).T for x, u in zip(inputs, updates)])
+    wanted = np.linalg.lstsq(torch.cat(inputs).numpy(), answers.numpy(), rcond=None)[0].T
+    grams = [x.T @ x/len(x) for x in inputs]
+    merged = regmean(updates, [1., 1.], alpha=1., grams=grams)
+    close(frozen+merged.dense(), torch.tensor(wanted), 1e-4)
+    assert merged.rank == 5
+    close(regmean(updates, [1., 3.], alpha=0., grams=grams), sum(                          # alpha 0: entry by entry
+        w*u.dense().double()*x.diagonal() for w, u, x in zip((1, 3), updates, grams))/(grams[0].diagonal()+3*grams[1].diagonal()), 1e-4)
+    close(regmean(updates[:1], [2.], grams=grams[:1]), updates[0], 1e-5)
+
+
+def test_regmean_where_inputs_are_always_zero():
+    u = update((5, 6), 2, 0)
+    gram = torch.diag(torch.tensor([1., 2., 0., 3., 0., 1.]))
+    merged = regmean([u, u*2.], [1., 1.], grams=[gram, gram]).dense()
+    seen = [0, 1, 3, 5]
+    close(merged[:, seen], 1.5*u.dense()[:, seen], 1e-5)
+    assert merged[:, [2, 4]].abs().max() == 0
+
+
+@given(st.integers(1, 4), st.integers(5, 12), seeds)
+@quick
+def test_null_space_ratio_is_the_projection(r, n, seed):
+    u = update((3, n), r, seed)
+    x = torch.randn(6, n, generator=torch.Generator().manual_seed(seed)).double()
+    null = torch.linalg.svd(u.A.double())[2][r:]                                           # a basis of what A does not see
+    close(null_space_ratio(x, u.A.double()), (x @ null.T).norm(dim=1)/x.norm(dim=1), 1e-6)
+
+
+# ---- fast ways against plain ones
+
+@pytest.mark.parametrize('shape', [(70, 50), (200, 333)])
+@pytest.mark.parametrize('density', [.01, .2, .77])
+def test_thinned_merges_are_those_of_the_plain_way(shape, density):
+    "With a sort, a stack of all sources, and masks drawn at once"
+    updates, c = [update(shape, 3+i, i) for i in range(4)], [1., 2., -.5, 1.]
+    dense = [u.dense() for u in updates]
+    def sorted_trim(x): return x*(x.abs() >= x.abs().flatten().sort(descending=True)[0][round(density*x.numel())-1])
+    def masks(): return [torch.rand(shape, generator=torch.Generator().manual_seed(s)) < density for s in range(4)]
+    def mean(parts): return sum(w*x for w, x in zip(c, parts))/sum(c)
+    def elected(parts):
+        stack = torch.stack([math.copysign(1, w)*x for w, x in zip(c, parts)]).double()
+        w = torch.tensor(c).abs().view(-1, 1, 1)
+        agree = (stack*(w*stack).sum(0) > 0)*w
+        return (agree*stack).sum(0)/agree.sum(0).clamp(min=1e-30)
+    largest, random = [sorted_trim(x) for x in dense], [x*m/density for x, m in zip(dense, masks())]
+    def drawing(): return dict(generators=[torch.Generator().manual_seed(s) for s in range(4)])
+    close(magnitude_prune(updates, c, density=density), mean(largest), 1e-6)
+    close(ties(updates, c, density=density), elected(largest), 1e-6)
+    close(dare_linear(updates, c, density=density, **drawing()), mean(random), 1e-6)
+    close(dare_ties(updates, c, density=density, **drawing()), elected(random), 1e-6)
+
+
+@pytest.mark.parametrize('shape', [(400, 300), (300, 400)])
+@pytest.mark.parametrize('density', [.05, .5])
+@pytest.mark.parametrize('near', ['theirs', 'unrelated'])
+def test_a_search_from_the_sources_loses_no_more(shape, density, near):
+    "Whether it converges or gives way to all eigenvectors"
+    updates = [update(shape, 4, i) for i in range(4)]
+    x = ties(updates, [1.]*4, density=density)
+    start = updates if near == 'theirs' else [update(shape, 4, 100+i) for i in range(4)]
+    for rank in (3, 16):
+        best = torch.linalg.svdvals(x.double())[rank:].norm()
+        cut = truncate(x, rank, start)
+        assert cut.rank == rank and float((cut.dense()-x).double().norm()-best) <= 2e-6*float(x.norm())
+
+
+def test_a_sort_is_not_needed_for_equal_entries():
+    for x in (torch.zeros(50, 60), torch.ones(50, 60), torch.arange(3000.).remainder(7).view(50, 60)):
+        for k in (1, 700, 3000): assert entries.kth_largest(x, k) == float(x.flatten().sort(descending=True)[0][k-1])
+
+
+def test_every_rule_says_what_a_page_needs():
+    t = rules_table()
+    assert set(t.index) == set(merge_rules) and t.rule.is_unique and (t.formula != '').all()
+    assert set(t.cost) == {'factors', 'entries', 'posts'}
 
 
 @given(st.integers(1, 12), st.integers(1, 12), seeds)
@@ -301,7 +422,7 @@ def test_agrees_with_peft_on_the_same_mask(ours, theirs, weights, rank, monkeypa
         return lambda x, density, *_, **__: x*next(turn)/density
     monkeypatch.setattr(merge_utils, 'random_pruning', in_turn())
     model.add_weighted_adapter(['a', 'b'], weights, 'c', combination_type=theirs, density=.5, svd_rank=rank)
-    monkeypatch.setattr(merging, 'drop', in_turn())
+    monkeypatch.setattr(entries, 'drop', in_turn())
     close(one(updates, ours, weights, rank, density=.5), layer.get_delta_weight('c').detach(), 1e-4)
 
 
@@ -399,9 +520,9 @@ def test_merging_leaves_everything_else_as_it_was(tiny, method):
     encoder.add('bystander', method, r=2); fill(encoder, 'bystander', 7)
     encoder.activate('bystander'); encoder.train_only('a')
     before, learning, out, rng = tensor_digest(encoder.tensors()), set(encoder.trainable()), states(encoder), torch.get_rng_state()
-    for i, rule in enumerate(merge_rules): merge_adapters(encoder, ['a', 'b'], f'm{i}', rule, rank=3)
+    for i, rule in enumerate(FREE): merge_adapters(encoder, ['a', 'b'], f'm{i}', rule, rank=3)
     assert set(encoder.trainable()) == learning and torch.equal(states(encoder), out) and torch.equal(torch.get_rng_state(), rng)
-    for i, _ in enumerate(merge_rules): encoder.remove(f'm{i}')
+    for i, _ in enumerate(FREE): encoder.remove(f'm{i}')
     assert tensor_digest(encoder.tensors()) == before and torch.equal(states(encoder), out)
 
 
@@ -410,7 +531,7 @@ def test_a_merge_of_one_adapter_is_that_adapter(tiny, method):
     encoder = with_adapters(tiny/'bert', method)
     for n in 'ab':
         out = states(encoder, n)
-        for rule in (r for r in merge_rules if r != 'iso_c'):
+        for rule in (r for r in FREE if r not in FLAT):
             merge_adapters(encoder, [n], 'm', rule, **whole(rule))
             torch.testing.assert_close(states(encoder, 'm'), out, atol=1e-5, rtol=1e-4, msg=lambda m: f'{rule}: {m}')
             encoder.remove('m')
@@ -477,15 +598,134 @@ def test_scalings_are_in_the_updates(tiny, method, options):
     assert u.rank == r and u.shape == (64, 128)
 
 
+# ---- rules that need posts, and starts
+
+def batches_of(seed, n=2):
+    "Batches of random posts with padding"
+    g = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(n):
+        ids, mask = torch.randint(5, 31, (4, 9), generator=g), torch.ones(4, 9, dtype=torch.int64)
+        mask[1, 5:] = 0
+        out.append(dict(input_ids=ids*mask, attention_mask=mask))
+    return out
+
+
+def inputs_of(encoder, layer, batches):
+    "The inputs of a layer at real sub-tokens, with what is active"
+    seen = []
+    handle = encoder.model.get_submodule(layer).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        for b in batches: encoder.eval()(**b)
+    handle.remove()
+    return torch.cat([x[b['attention_mask'].bool()] for x, b in zip(seen, batches)])
+
+
+@pytest.mark.parametrize('method', ['lora', 'peft_lora'])
+def test_grams_are_of_real_sub_tokens_with_the_sources_update(tiny, method):
+    encoder = with_adapters(tiny/'bert', method)
+    encoder.activate('b')
+    updates, batches, before = lora_updates(encoder, 'a'), batches_of(0), states(encoder)
+    grams = input_grams(encoder, updates, batches)
+    assert torch.equal(states(encoder), before)                                            # what was active is active
+    encoder.activate('a')
+    for k in updates:
+        x = inputs_of(encoder, k, batches)
+        close(grams[k], x.T @ x/len(x), 1e-4)
+
+
+def test_regmean_plus_plus_sees_the_merged_lower_blocks(tiny):
+    encoder = with_adapters(tiny/'bert')
+    sources, batches = {n: lora_updates(encoder, n) for n in 'ab'}, dict(a=batches_of(0), b=batches_of(1))
+    merge_adapters(encoder, ['a', 'b'], 'm', 'regmean_pp', batches=batches)
+    merge_adapters(encoder, ['a', 'b'], 'plain', 'regmean', batches=batches)
+    merged, plain = lora_updates(encoder, 'm'), lora_updates(encoder, 'plain')
+    upper = [k for k in merged if '.1.' in k]
+    lower = {k: u for k, u in merged.items() if '.0.' in k}
+    for k in lower: close(merged[k], plain[k], 1e-4)                                       # nothing is below them
+    for k in upper:
+        grams = []
+        for n, s in sources.items():
+            with updates_added(encoder, lower | {j: s[j] for j in upper}): x = inputs_of(encoder, k, batches[n])
+            grams.append(x.T @ x/len(x))
+        close(merged[k], regmean([s[k] for s in sources.values()], [1., 1.], grams=grams), 1e-3)
+    assert (merged[upper[-1]].dense()-plain[upper[-1]].dense()).norm() > 1e-3
+
+
+def test_nsc_steps_are_those_of_adamw_on_the_ratio(tiny):
+    "One step from .4: against the sign of the gradient by differences, and the decay of AdamW; layers behind the last look stay"
+    encoder = with_adapters(tiny/'bert', size=.5)
+    sources, batches = {n: lora_updates(encoder, n) for n in 'ab'}, dict(a=batches_of(0, 1), b=batches_of(1, 1))
+    def objective(moved=None, by=0.):
+        c = {k: [.4+by*((k, i) == moved) for i in range(2)] for k in sources['a']}
+        merged = {k: concatenate([s[k] for s in sources.values()], c[k]) for k in c}
+        ratios = []
+        for n, s in sources.items():
+            with updates_added(encoder, merged):
+                looks = [k for k in s if '.1.' in k]                                       # the last of two blocks
+                ratios.append(np.mean([float(null_space_ratio(inputs_of(encoder, k, batches[n]), s[k].A).mean()) for k in looks]))
+        return np.mean(ratios)
+    learned = null_space_coefficients(encoder, sources, batches, steps=1, lr=1e-2)
+    assert learned['encoder.layer.1.output.dense'] == [pytest.approx(.4)]*2
+    for layer in ('encoder.layer.0.attention.self.value', 'encoder.layer.0.output.dense', 'encoder.layer.1.intermediate.dense'):
+        for i in range(2):
+            slope = (objective((layer, i), .05)-objective((layer, i), -.05))/.1
+            if abs(slope) > 1e-5: assert np.sign(.4*(1-1e-4)-learned[layer][i]) == np.sign(slope)
+    many = null_space_coefficients(encoder, sources, batches, steps=15, lr=2e-2)
+    merge_adapters(encoder, ['a', 'b'], 'm', 'nsc', batches=batches, collecting=dict(steps=15, lr=2e-2))
+    k = 'encoder.layer.0.output.dense'
+    close(lora_updates(encoder, 'm')[k], concatenate([s[k] for s in sources.values()], many[k]), 1e-4)
+
+
+@pytest.mark.parametrize('rule', ['regmean', 'regmean_pp'])
+@pytest.mark.parametrize('method,quantization', [('lora', 'none'), ('peft_lora', 'none'), ('lora', 'nf4')])
+def test_a_regression_on_one_source_is_that_source(tiny, rule, method, quantization):
+    encoder = with_adapters(tiny/'bert', method, quantization)
+    merge_adapters(encoder, ['a'], 'm', rule, batches=dict(a=batches_of(0)))
+    torch.testing.assert_close(states(encoder, 'm'), states(encoder, 'a'), atol=1e-4, rtol=1e-3)
+
+
+def test_sources_with_one_A_merge_without_loss_at_their_rank(tiny):
+    encoder = load_encoder(str(tiny/'bert'))
+    for i, n in enumerate('ab'):
+        encoder.add(n, 'lora', r=4, alpha=8)
+        start_shared(encoder, n, seed=3)
+        encoder.train_only(n)
+        learning = encoder.trainable()
+        assert learning and all('lora_B' in k for k in learning)
+        g = torch.Generator().manual_seed(i)
+        with torch.no_grad():
+            for p in learning.values(): p.copy_(torch.randn(p.shape, generator=g))
+    sources = {n: lora_updates(encoder, n) for n in 'ab'}
+    exact, cut = merge_updates(sources), merge_updates(sources, rank=4)
+    for k in exact: close(cut[k], exact[k], 1e-5)
+    merge_adapters(encoder, ['a', 'b'], 'm')
+    assert encoder.methods['m']['options']['r'] == 4
+
+
+def test_an_orthogonal_start_lets_as_little_through_as_any(tiny):
+    "The trace of A G Aᵀ under A Aᵀ = I is smallest for the last eigenvectors (Ky Fan)"
+    encoder = load_encoder(str(tiny/'bert'))
+    encoder.add('a', 'lora', r=4)
+    start_orthogonal(encoder, 'a', batches_of(0))
+    grams = input_grams(encoder, {}, batches_of(0), list(encoder.factors('a')))
+    for k, (B, A, _) in encoder.factors('a').items():
+        close(A @ A.T, torch.eye(4), 1e-5)
+        assert B.abs().max() == 0
+        least = torch.linalg.eigvalsh(grams[k].double())[:4].sum()
+        assert float(torch.trace(A @ grams[k] @ A.T)) == pytest.approx(float(least), abs=1e-4)
+
+
 # ---- bottlenecks
 
-@pytest.mark.parametrize('method', merging.bottlenecks)
+@pytest.mark.parametrize('method', [m for m, f in adapter_methods.items() if f.merges == 'weights'])
 @pytest.mark.parametrize('quantization', ['none', 'nf4'])
 def test_bottlenecks_are_averaged(tiny, method, quantization):
     encoder = load_encoder(str(tiny/'bert'), quantization).eval()
     for i, n in enumerate('ab'): encoder.add(n, method, reduction_factor=8, dropout=.1*i); fill(encoder, n, i)
     before = tensor_digest(encoder.tensors())
-    merge_adapters(encoder, ['a', 'b'], 'm', weights=[3, 1]); merge_adapters(encoder, ['b'], 'same')
+    merge_adapters(encoder, ['a', 'b'], 'm', coefficients=[3, 1])
+    merge_adapters(encoder, ['b'], 'same')
     new = set(encoder.adapter_parameters('m')) | set(encoder.adapter_parameters('same'))
     assert tensor_digest({k: v for k, v in encoder.tensors().items() if k not in new}) == before
     a, b, m = (list(encoder.adapter_parameters(n).values()) for n in 'abm')
@@ -538,9 +778,11 @@ def test_joined_query_key_value(tiny):
     (['a', 'b'], dict(rule='tiess'), "did you mean 'ties'"), (['a', 'b'], dict(rule='ties', densty=.1), "no option 'densty'"),
     (['a', 'b'], dict(seed=1), "no option 'seed'"), (['a', 'b'], dict(rule='ties', density=0), 'density is 0'),
     (['a', 'b'], dict(rule='ties', density=20), 'density is 20'), (['a', 'b'], dict(rule='dare_ties', density='half'), 'density is half'),
-    (['a', 'b'], dict(rule='dare_linear', generators=[]), "no option 'generators'"), (['a', 'b'], dict(rule='knots', inner='iso_c'), "cannot merge with 'iso_c'"),
-    (['a', 'b'], dict(weights=[1.]), '1 weights for 2 sources'), (['a', 'b'], dict(weights=[1., math.nan]), 'not a number'),
-    (['a', 'b'], dict(weights=[1., -1.]), 'add up to zero'), (['a', 'b'], dict(rule='task_arithmetic', weights=[0., 0.]), 'add up to zero'),
+    (['a', 'b'], dict(rule='dare_linear', generators=[]), "no option 'generators'"), (['a', 'b'], dict(rule='knots', inner='knots'), "cannot merge with 'knots'"),
+    (['a', 'b'], dict(coefficients=[1.]), '1 coefficients for 2'), (['a', 'b'], dict(coefficients=[1., math.nan]), 'not a number'),
+    (['a', 'b'], dict(coefficients=[1., -1.]), 'add up to zero'),
+    (['a', 'b'], dict(rule='task_arithmetic', coefficients=[0., 0.]), 'add up to zero'),
+    (['a', 'b'], dict(rule='regmean'), 'needs posts of the source a'), (['a', 'b'], dict(rule='iso_cts', common=2), 'common is 2'),
     (['a', 'b'], dict(rank=0), 'rank is 0'), (['a', 'b'], dict(rank=2.5), 'rank is 2.5'), (['a', 'b'], dict(into='b'), "'b' already"),
 ])
 def test_what_is_refused(tiny, names, options, why):

@@ -1,5 +1,5 @@
-"The package as others get it: its wheel, away from the repository; its metadata"
-import os, subprocess, sys, tomllib, zipfile
+"The package as others get it: its public names, its wheel away from the repository, its metadata"
+import ast, collections, json, os, subprocess, sys, tomllib, zipfile
 from pathlib import Path
 
 import pytest, yaml
@@ -8,6 +8,62 @@ import hatenb
 root = Path(__file__).resolve().parent.parent
 project = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['project']
 
+
+# names
+
+def public_names(path):
+    "What a module lists in `__all__`"
+    for n in ast.parse(path.read_text(encoding='utf-8')).body:
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__' and isinstance(n.value, ast.List):
+            return ast.literal_eval(n.value)
+    return []
+
+
+def test_no_public_name_is_there_twice():
+    found = {}
+    for p in sorted((root/'hatenb').rglob('*.py')):
+        if p.name == '__init__.py': continue        # a package says again what its modules define
+        for n in public_names(p): found.setdefault(n, []).append(p.relative_to(root/'hatenb').as_posix())
+    assert not (twice := {n: where for n, where in found.items() if len(where) > 1}), twice
+
+
+def loaded_by(code):
+    "The modules that are there after a piece of code has run in a process of its own"
+    said = subprocess.run([sys.executable, '-c', f'import sys\n{code}\nprint(*sys.modules)'], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr[-2000:]
+    return set(said.stdout.split())
+
+
+def test_importing_the_package_brings_nothing_heavy():
+    heavy = {'torch', 'transformers', 'datasets', 'pandas', 'matplotlib', 'sklearn'}
+    assert not loaded_by('import hatenb; dir(hatenb)') & heavy
+    assert not loaded_by('import hatenb.cli') & heavy
+
+
+def test_public_face_is_small_and_each_name_is_there():
+    assert 10 <= len(hatenb.__all__) <= 16
+    for n in hatenb.__all__: assert callable(getattr(hatenb, n)), n
+    assert set(hatenb.__all__) <= set(dir(hatenb))
+    with pytest.raises(AttributeError, match='nonesuch'): hatenb.nonesuch
+
+
+def exported_lines():
+    "(notebook, line) of every exported cell but its directives"
+    for p in sorted((root/'nbs').rglob('*.ipynb')):
+        if '.ipynb_checkpoints' in p.parts: continue
+        for c in json.loads(p.read_text(encoding='utf-8'))['cells']:
+            lines = ''.join(c['source']).splitlines()
+            if c['cell_type'] != 'code' or not any(l.startswith('#| export') for l in lines): continue
+            yield from ((p.relative_to(root).as_posix(), l) for l in lines if not l.startswith('#|'))
+
+
+def test_exported_lines_are_short():
+    "Ruff measures tests; in notebooks it would measure captions, and in modules what nbdev adds"
+    long = collections.Counter(n for n, l in exported_lines() if len(l) > 120)
+    assert not long, dict(long)
+
+
+# the wheel
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):

@@ -4,7 +4,8 @@ import copy, json
 import pytest
 from hatenb.core import HatenbError, read_json
 from hatenb.reports import best_of, metric_columns, published_records, results_html, results_rows, tables, write_report
-from hatenb.studies import read_records, results_folder
+from hatenb.runs import read_records
+from hatenb.studies import results_folder
 
 # every text with less contrast against what lies behind it than WCAG 2.2 asks for (AA: 4.5, or 3 for large text)
 faint = '''

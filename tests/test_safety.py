@@ -7,7 +7,7 @@ import json, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
-from hatenb.calibration import decisions
+from hatenb.evaluation import decisions
 from hatenb.detector import Detector
 from hatenb.evaluation import evaluate, load_predictions
 from hatenb.studies import Study, run_study
@@ -43,12 +43,12 @@ def test_temperatures_and_thresholds():
 def test_a_small_study_gives_the_same_metrics(tmp_path):
     "One epoch on the made-up corpus: single tasks, all tasks, merged, fused, baselines, hidden words"
     base = dict(dtype='float32', limit=120, train=dict(epochs=1, batch_size=16, lr=2e-3, head_lr=5e-3))
-    lora = dict(options=dict(r=2))
+    lora = dict(adapter_options=dict(r=2))
     four = ['mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score']
     runs = [dict(tasks=four, **lora), dict(tasks=[[x] for x in four[:3]], **lora), dict(tasks=['mini/target:1/2'], **lora),
-            dict(tasks=four[:3], method='merge', options=[dict(rule='knots', learn='heads')], sources=lora),
-            dict(tasks=four[:3], method='fuse', options=dict(variant='static', width=16), sources=lora),
-            dict(tasks=four, method=['majority', 'tfidf'], train={}),
+            dict(tasks=four[:3], strategy='merge', strategy_options=dict(rule='knots', learn='heads'), sources=lora),
+            dict(tasks=four[:3], strategy='fuse', strategy_options=dict(variant='static', width=16), sources=lora),
+            dict(tasks=four, baseline=['majority', 'tfidf'], train={}),
             dict(tasks=['mini/text'], **lora, train=dict(epochs=1, batch_size=16, lr=2e-3))]
     records = run_study(Study.from_dict(dict(name='safety', base=base, runs=runs)), tmp_path)
     known = stored('study.json')

@@ -3,18 +3,23 @@ import json, socket, threading, time
 
 import pytest
 
+from hatenb.core import HatenbError
 from hatenb.corpora import TARGETS
-from hatenb.detector import Detection
-from hatenb.serving import RateLimit, make_app
+from hatenb.detector.runtime import Detection
+from hatenb.detector.serving import RateLimit, make_app
 
 
 class Stub:
     "Answers as a detector does, at once"
-    record = dict(id='a-stub')
+    id = 'a-stub <b>'
     def __call__(self, text):
-        words = [dict(word=w, start=text.index(w), end=text.index(w)+len(w), weight=.9) for w in text.split() if w.startswith('bad')]
-        return Detection(text=text, label='hatespeech' if words else 'normal', label_prob=dict(normal=.1, offensive=.2, hatespeech=.7) if words else dict(normal=.9, offensive=.1, hatespeech=0.),
-                         targets=['Women'] if words else [], target_prob={t: .9 if t == 'Women' and words else .01 for t in TARGETS}, rationale=words, severity=1.25, windows=1)
+        if text == 'broken': raise HatenbError('the answer to label is no number', 'a bundle')
+        bad = [w for w in text.split() if w.startswith('bad')]
+        words = [dict(word=w, start=text.index(w), end=text.index(w)+len(w), weight=.9) for w in bad]
+        label = dict(normal=.1, offensive=.2, hatespeech=.7) if bad else dict(normal=.9, offensive=.1, hatespeech=0.)
+        target = {t: .9 if t == 'Women' and bad else .01 for t in TARGETS}
+        return Detection(text=text, label=max(label, key=label.get), label_prob=label, targets=['Women'] if bad else [],
+                         target_prob=target, rationale=words, severity=1.25, windows=1)
 
 
 @pytest.fixture
@@ -39,8 +44,12 @@ def client():
     return TestClient(make_app(Stub(), most=100, per_minute=50), base_url='http://127.0.0.1')
 
 
-@pytest.mark.parametrize('body,status', [(b'', 400), (b'\xff', 400), (b'[1]', 422), (b'{}', 422), (b'{"text": null}', 422), (b'{"text": "'+b'a'*101+b'"}', 413), (b'x'*5000, 413), (b'['*2000, 400),
-                                         (json.dumps(dict(text='\ud83d\0')).encode(), 200), (json.dumps(dict(text='')).encode(), 200), (json.dumps(dict(text='😂'*100)).encode(), 200)])
+BODIES = [(b'', 400), (b'\xff', 400), (b'[1]', 422), (b'{}', 422), (b'{"text": null}', 422), (b'{"text": "'+b'a'*101+b'"}', 413),
+          (b'x'*5000, 413), (b'['*2000, 400), (b'{"text": "broken"}', 500),
+          *((json.dumps(dict(text=t)).encode(), 200) for t in ('\ud83d\0', '', '😂'*100))]
+
+
+@pytest.mark.parametrize('body,status', BODIES)
 def test_any_body_is_answered(client, body, status):
     r = client.post('/detect', content=body)
     assert r.status_code == status and r.json()
@@ -52,7 +61,8 @@ def test_only_its_own_names_and_ways(client):
     assert client.post('/detect', json=dict(text='a'), headers={'Host': 'evil.example'}).status_code == 400
     assert client.get('/detect').status_code == 405 and client.get('/docs').status_code == 404
     page = client.get('/')
-    assert "default-src 'none'" in page.headers['Content-Security-Policy'] and 'http://' not in page.text and 'https://' not in page.text
+    assert "default-src 'none'" in page.headers['Content-Security-Policy']
+    assert 'http://' not in page.text and 'https://' not in page.text and 'a-stub &lt;b&gt;' in page.text
 
 
 def test_the_rate_is_limited_for_each_address():
@@ -65,7 +75,15 @@ def test_the_rate_is_limited_for_each_address():
     assert [limit.wait('b') for _ in range(4)] == [0, 0, 0, 20]
 
 
-def scheme(browser, name): browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=name)]))
+def scheme(browser, name):
+    features = [dict(name='prefers-color-scheme', value=name)]
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=features))
+
+
+def brightness(browser, what):
+    "Of the page's colour `what`, from 0 to 765"
+    colour = browser.find_element('tag name', 'body').value_of_css_property(what)
+    return sum(map(int, colour.strip('rgba()').split(',')[:3]))
 
 
 def ask(browser, text):
@@ -74,7 +92,10 @@ def ask(browser, text):
     box.clear()
     box.send_keys(text)
     browser.find_element('tag name', 'button').click()
-    WebDriverWait(browser, 10).until(lambda b: b.find_element('id', 'said').text != 'reading …' and (b.find_element('id', 'said').text or b.find_elements('css selector', '#answer .hatenb')))
+    def answered(b):
+        said = b.find_element('id', 'said').text
+        return said != 'reading …' and (said or b.find_elements('css selector', '#answer .hatenb'))
+    WebDriverWait(browser, 10).until(answered)
     return browser.find_element('id', 'answer')
 
 
@@ -82,13 +103,16 @@ def test_a_person_types_a_post_and_sees_four_answers(browser, served):
     browser.get(served)
     said = ask(browser, 'they are bad1 people <img src=x onerror=alert(1)>')
     assert [m.text for m in said.find_elements('tag name', 'mark')] == ['bad1']
-    for seen in ('Class', 'hatespeech', '0.70', 'Targets', 'Women', '0.90', 'Severity', '+1.25', '<img src=x onerror=alert(1)>'): assert seen in said.text, seen
+    shown = ('Label', 'hatespeech', '0.70', 'Targets', 'Women', '0.90', 'Severity', '+1.25', '<img src=x onerror=alert(1)>')
+    for seen in shown: assert seen in said.text, seen
     assert not said.find_elements('tag name', 'img')
-    assert 'underline' in said.find_element('tag name', 'mark').value_of_css_property('text-decoration-line')     # seen without colour
-    assert not [e for e in browser.get_log('browser') if e['level'] == 'SEVERE' and 'favicon' not in e['message']]
+    underline = said.find_element('tag name', 'mark').value_of_css_property('text-decoration-line')
+    assert 'underline' in underline                                                  # seen without colour
+    severe = [e['message'] for e in browser.get_log('browser') if e['level'] == 'SEVERE']
+    assert not [m for m in severe if 'favicon' not in m]
     for name, light in (('light', True), ('dark', False)):
         scheme(browser, name)
-        ground, ink = (sum(map(int, browser.find_element('tag name', 'body').value_of_css_property(p).strip('rgba()').split(',')[:3])) for p in ('background-color', 'color'))
+        ground, ink = brightness(browser, 'background-color'), brightness(browser, 'color')
         assert (ground > ink) is light and abs(ground-ink) > 400
     browser.set_window_size(360, 740)
     assert browser.execute_script('return document.documentElement.scrollWidth <= document.documentElement.clientWidth')

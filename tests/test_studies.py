@@ -7,17 +7,19 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings as hsettings, strategies as st
 
-from hatenb import studies
+from hatenb import making
 from hatenb.baselines import baselines
 from hatenb.batches import Posts
 from hatenb.core import HatenbError
-from hatenb.corpora import gold_columns
 from hatenb.evaluation import evaluate, load_predictions
-from hatenb.studies import RunConfig, Study, chosen_run, expand, finished, load_run, publish, read_record, read_records, run, run_corpora, run_study
+from hatenb.kinds import gold_columns
+from hatenb.making import finished, make_run, run_corpora
+from hatenb.runs import Run, RunConfig, read_record, read_records
+from hatenb.studies import Study, chosen_run, expand, publish, run_study
 from hatenb.training import TrainConfig, predict
 
-MAJORITY = RunConfig(('mini/label', 'mini/target'), 'majority')
-NEURAL = RunConfig(('mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'), options=dict(r=2), limit=32, heads=dict(label=dict(hidden=[4])),
+MAJORITY = RunConfig(('mini/label', 'mini/target'), baseline='majority')
+NEURAL = RunConfig(('mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'), adapter_options=dict(r=2), limit=32, heads=dict(label=dict(hidden=[4])),
                    train=TrainConfig(epochs=1, batch_size=16))
 
 
@@ -25,18 +27,18 @@ NEURAL = RunConfig(('mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/sco
 def neural(tmp_path_factory):
     "A folder of runs with one tiny neural run, and its record"
     path = tmp_path_factory.mktemp('runs')
-    return path, run(NEURAL, path)
+    return path, make_run(NEURAL, path)
 
 
 @pytest.fixture
 def copied(neural, tmp_path):
     "A copy of the neural run that may be damaged"
-    return shutil.copytree(neural[0]/NEURAL.id, tmp_path/NEURAL.id)
+    return shutil.copytree(neural[0]/NEURAL.name, tmp_path/NEURAL.name)
 
 
 # ---- configurations
 
-OTHER = dict(tasks=('mini/label', 'mini/rationale'), method='frozen', options=dict(r=3), encoder='other', quantization='nf4', dtype='bfloat16', max_length=64,
+OTHER = dict(tasks=('mini/label', 'mini/rationale'), adapter='frozen', adapter_options=dict(r=3), strategy='branch', strategy_options=dict(layer=2), baseline='tfidf', encoder='other', quantization='nf4', dtype='bfloat16', max_length=64,
              heads=dict(label=dict(hidden=[8])), balancing='fixed', balancing_options=dict(normalise_steps=3), regularisers=dict(vat={}), augment=dict(drop=.2), lexicon='terms.csv', limit=10, seed=1)
 OTHER_TRAIN = dict(epochs=5, batch_size=7, max_positions=99, lr=.1, head_lr=.2, weight_decay=.3, schedule='cosine', head_schedule='constant', warmup=.5, head_warmup=3, head_warmup_epochs=1., layer_decay=.9, class_balanced=True, reference={'mini/label.macro_f1': .5}, clip=2., temperature=3.,
                    steps=4, checkpoint_steps=9, patience=2, smallest_step={'mini/label.macro_f1': .1}, compile=True)
@@ -59,7 +61,7 @@ def test_the_id_changes_with_every_field_and_comes_back_through_json(field):
 
 def test_sources_change_the_id_and_come_back():
     source = dict(tasks=['mini/label'], train=dict(epochs=2))
-    config = RunConfig(('mini/label', 'mini/target'), 'join', sources=(source, 'runs/other'))
+    config = RunConfig(('mini/label', 'mini/target'), strategy='join', sources=(source, 'runs/other'))
     again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config and again.id == config.id
     assert config.sources[0] == source                      # the shortest form: defaults spelled out change nothing
@@ -69,13 +71,13 @@ def test_sources_change_the_id_and_come_back():
 
 def test_sources_in_a_list_take_the_base_of_the_study():
     base = dict(encoder='minilm', dtype='bfloat16', train=dict(epochs=2))
-    both = [dict(tasks=['mini/label'], method='seq_bn'), dict(tasks=['mini/target'], train=dict(lr=1e-3))]
-    run, = Study.from_dict(dict(name='s', base=base, runs=[dict(tasks=['mini/label', 'mini/target'], method='fuse', sources=[*both, 'runs/other'])])).runs
-    assert run.sources == (dict(tasks=['mini/label'], method='seq_bn', dtype='bfloat16', train=dict(epochs=2)), dict(tasks=['mini/target'], dtype='bfloat16', train=dict(epochs=2, lr=1e-3)), 'runs/other')
+    both = [dict(tasks=['mini/label'], adapter='seq_bn'), dict(tasks=['mini/target'], train=dict(lr=1e-3))]
+    run, = Study.from_dict(dict(name='s', base=base, runs=[dict(tasks=['mini/label', 'mini/target'], strategy='fuse', sources=[*both, 'runs/other'])])).runs
+    assert run.sources == (dict(tasks=['mini/label'], adapter='seq_bn', dtype='bfloat16', train=dict(epochs=2)), dict(tasks=['mini/target'], dtype='bfloat16', train=dict(epochs=2, lr=1e-3)), 'runs/other')
 
 
 def test_all_fields_at_once_come_back():
-    config = RunConfig(**OTHER, train=TrainConfig(**OTHER_TRAIN))
+    config = RunConfig(**{**OTHER, 'baseline': ''}, train=TrainConfig(**OTHER_TRAIN))
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -83,22 +85,22 @@ def test_equal_shares_of_the_corpora_come_back_and_can_be_run(tmp_path):
     "An infinite temperature, which JSON has no number for"
     config = RunConfig(('mini/label', 'mini_mhs/score'), 'frozen', limit=12, train=TrainConfig(epochs=1, steps=2, batch_size=8, temperature=float('inf')))
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
-    record = run(config, tmp_path)
-    assert RunConfig.from_dict(read_record(tmp_path/config.id/'record.json')['config']) == config and record['cost']['train_posts'] == 16
+    record = make_run(config, tmp_path)
+    assert RunConfig.from_dict(read_record(tmp_path/config.name/'record.json')['config']) == config and record['cost']['train_posts'] == 16
     (tmp_path/'s.toml').write_text('name = "s"\n[[runs]]\ntasks = ["mini/label", "mini_mhs/score"]\ntrain = {temperature = inf}\n')
     assert Study.load(tmp_path/'s.toml').runs[0].train.temperature == float('inf')
     with pytest.raises(HatenbError, match='here, train'): RunConfig.from_dict(dict(tasks=['label'], train=dict(temperature='hot')), 'here')
 
 
 def test_defaults_written_out_are_the_same_run():
-    written = dict(tasks=['mini/label', 'mini/target'], method='lora', seed=0, train=dict(epochs=TrainConfig().epochs), heads={}, options={})
+    written = dict(tasks=['mini/label', 'mini/target'], adapter='lora', seed=0, train=dict(epochs=TrainConfig().epochs), heads={}, adapter_options={})
     assert RunConfig.from_dict(written).id == BASE.id
     assert RunConfig(('label',)).id == RunConfig(('hatexplain/label',)).id
 
 
 @pytest.mark.parametrize('d,place,what', [
-    (dict(tasks=['label'], train=dict(learning_rate=1)), 'here, train', 'learning_rate'), (dict(tasks=['label'], adapter='lora'), 'here', 'adapter'),
-    (dict(method='lora'), 'here', 'tasks'), (dict(tasks=['lable']), '', 'label'), (dict(tasks=['label'], method='lorra'), '', 'lora'),
+    (dict(tasks=['label'], train=dict(learning_rate=1)), 'here, train', 'learning_rate'), (dict(tasks=['label'], method='lora'), 'here', 'method'),
+    (dict(adapter='lora'), 'here', 'tasks'), (dict(tasks=['lable']), '', 'label'), (dict(tasks=['label'], adapter='lorra'), '', 'lora'), (dict(tasks=['label'], strategy='mergee'), '', 'merge'), (dict(tasks=['label'], baseline='tfid'), '', 'tfidf'),
     (dict(tasks=['label'], balancing='equall'), '', 'equal'), (dict(tasks=[]), 'tasks', 'needs a task'), (dict(tasks=['label', 'hatexplain/label']), 'label', 'twice'),
     (dict(tasks=['label'], heads=dict(target={})), 'heads', 'target'), (dict(tasks=['label'], train=dict(epochs=0)), 'train', 'epochs = 0'), (dict(tasks=['label'], train=dict(lr=-1)), 'train', 'lr = -1'),
     (dict(tasks=['label'], train=dict(warmup=2)), 'train', '0 to 1'), (dict(tasks=['label'], train=dict(steps=0)), 'train', 'steps'), (dict(tasks=['label'], train=dict(lr='x')), 'here, train', 'lr'), (dict(tasks=['label'], train=dict(schedule='cosin')), '', 'cosine'), (dict(tasks=['label'], train=dict(head_schedule='linea')), '', 'linear'),
@@ -111,17 +113,17 @@ def test_a_configuration_that_is_wrong_says_where(d, place, what):
 @pytest.mark.parametrize('d,words', [(dict(balancing='gradnorm', balancing_options=dict(alfa=1.)), 'alfa'), (dict(balancing_options=dict(importances={})), 'equal does not take'),
                                      (dict(balancing='fixed', balancing_options=dict(importances={'mini/target': 1})), 'mini/target'), (dict(balancing='dwa', balancing_options=dict(steps=0)), '0 steps'), (dict(augment=dict(drop=2.)), 'drop = 2')])
 def test_options_that_are_wrong_are_told_before_anything_is_trained(tmp_path, d, words):
-    with pytest.raises(HatenbError, match=words): run(RunConfig.from_dict(dict(tasks=['mini/label'], limit=8, **d)), tmp_path)
+    with pytest.raises(HatenbError, match=words): make_run(RunConfig.from_dict(dict(tasks=['mini/label'], limit=8, **d)), tmp_path)
 
 
 def test_an_unknown_setting_of_a_head(tmp_path):
-    with pytest.raises(HatenbError, match="'hiden'.*heads, label"): run(dataclasses.replace(NEURAL, heads=dict(label=dict(hiden=[4]))), tmp_path)
+    with pytest.raises(HatenbError, match="'hiden'.*heads, label"): make_run(dataclasses.replace(NEURAL, heads=dict(label=dict(hiden=[4]))), tmp_path)
 
 
 # ---- studies
 
 def test_expand_is_the_product_of_its_lists():
-    d = dict(tasks=['a', 'b'], seed=[0, 1, 2], train=dict(lr=[.1, .2], epochs=3), method='lora', heads=dict(label=dict(hidden=[8, 4])))
+    d = dict(tasks=['a', 'b'], seed=[0, 1, 2], train=dict(lr=[.1, .2], epochs=3), adapter='lora', heads=dict(label=dict(hidden=[8, 4])))
     found = expand(d)
     assert len(found) == 3*2 and [(c['seed'], c['train']['lr']) for c in found] == [(s, l) for s in (0, 1, 2) for l in (.1, .2)]
     for c in found: assert c['tasks'] == ['a', 'b'] and c['heads'] == dict(label=dict(hidden=[8, 4])) and c['train']['epochs'] == 3
@@ -144,7 +146,7 @@ def study_file(tmp_path, text):
 
 
 def test_a_study_file(tmp_path):
-    s = Study.load(study_file(tmp_path, 'name="s"\ntitle="T"\n[base]\ntasks=["mini/label"]\n[base.train]\nepochs=2\n[[runs]]\nseed=[0,1]\n[runs.train]\nlr=0.1\n[[runs]]\nmethod="majority"\n[[runs]]\nseed=1\ntrain={lr=0.1}\n'))
+    s = Study.load(study_file(tmp_path, 'name="s"\ntitle="T"\n[base]\ntasks=["mini/label"]\n[base.train]\nepochs=2\n[[runs]]\nseed=[0,1]\n[runs.train]\nlr=0.1\n[[runs]]\nbaseline="majority"\n[[runs]]\nseed=1\ntrain={lr=0.1}\n'))
     assert (s.name, s.title) == ('s', 'T') and [r.seed for r in s.runs] == [0, 1, 0] and s.runs[1].train == TrainConfig(epochs=2, lr=.1)  # the last was there already
 
 
@@ -164,12 +166,12 @@ def test_there_is_no_such_study_or_it_is_not_text(tmp_path):
 
 def counting(monkeypatch, failing=()):
     "Count the runs that are really made; those of the seeds in `failing` fail"
-    made, real = [], studies._baseline
-    def counted(config, *args):
-        made.append(config.seed)
-        if config.seed in failing: raise HatenbError('it broke', 'somewhere', 'Try again.')
-        return real(config, *args)
-    monkeypatch.setattr(studies, '_baseline', counted)
+    made, real = [], making._baseline
+    def counted(job):
+        made.append(job.config.seed)
+        if job.config.seed in failing: raise HatenbError('it broke', 'somewhere', 'Try again.')
+        return real(job)
+    monkeypatch.setattr(making, '_baseline', counted)
     return made
 
 
@@ -181,13 +183,13 @@ def test_finished_runs_are_skipped(tmp_path, monkeypatch):
     first = run_study(majorities(0, 1), tmp_path)
     again = run_study(majorities(0, 1, 2), tmp_path)
     assert made == [0, 1, 2] and json.loads(json.dumps(first)) == json.loads(json.dumps(again[:2]))
-    assert [r['config']['seed'] for r in again] == [0, 1, 2] and all((tmp_path/r['id']/'record.json').exists() for r in again)
+    assert [r['config']['seed'] for r in again] == [0, 1, 2] and all((tmp_path/r['name']/'record.json').exists() for r in again)
 
 
 def test_a_failing_run_is_reported_after_the_others(tmp_path, monkeypatch):
     made = counting(monkeypatch, failing=(1,))
     with pytest.raises(HatenbError, match='1 of 3 runs failed') as e: run_study(majorities(0, 1, 2), tmp_path)
-    assert dataclasses.replace(MAJORITY, seed=1).id in str(e.value) and 'it broke' in str(e.value)
+    assert dataclasses.replace(MAJORITY, seed=1).name in str(e.value) and 'it broke' in str(e.value)
     assert made == [0, 1, 2] and len(read_records(tmp_path)) == 2
     monkeypatch.undo()
     assert len(run_study(majorities(0, 1, 2), tmp_path)) == 3          # the lock was given back
@@ -195,11 +197,11 @@ def test_a_failing_run_is_reported_after_the_others(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('damage', [b'{"id": "x"', b'', b'[]', b'{"id": "x"}', b'\xff\xfe'])
 def test_an_unreadable_record_is_set_aside_and_never_overwritten(tmp_path, damage):
-    folder = tmp_path/MAJORITY.id
-    whole = run(MAJORITY, tmp_path)
+    folder = tmp_path/MAJORITY.name
+    whole = make_run(MAJORITY, tmp_path)
     for i in (1, 2):
         (folder/'record.json').write_bytes(damage + b' '*i)
-        with pytest.warns(UserWarning, match=f'record.unreadable-{i}.json'): again = run(MAJORITY, tmp_path)
+        with pytest.warns(UserWarning, match=f'record.unreadable-{i}.json'): again = make_run(MAJORITY, tmp_path)
         assert again['metrics'] == whole['metrics'] and read_record(folder/'record.json')['id'] == MAJORITY.id
     for i in (1, 2): assert (folder/f'record.unreadable-{i}.json').read_bytes() == damage + b' '*i
     assert len(read_records(tmp_path)) == 1                              # what was set aside is no record
@@ -207,29 +209,29 @@ def test_an_unreadable_record_is_set_aside_and_never_overwritten(tmp_path, damag
 
 def test_a_folder_with_a_broken_record_shows_the_others(tmp_path):
     run_study(majorities(0, 1), tmp_path)
-    (tmp_path/MAJORITY.id/'record.json').write_text('{')
+    (tmp_path/MAJORITY.name/'record.json').write_text('{')
     with pytest.warns(UserWarning, match='left out.*record.json'): found = read_records(tmp_path)
     assert [r['config']['seed'] for r in found] == [1]
     with pytest.raises(HatenbError, match='no record'): read_records(tmp_path/'nothing')
-    with pytest.warns(UserWarning): assert finished(tmp_path/MAJORITY.id) is None
+    with pytest.warns(UserWarning): assert finished(tmp_path/MAJORITY.name) is None
     assert finished(tmp_path/'nothing') is None
 
 
 def test_a_run_that_another_process_makes_is_refused(tmp_path):
     from filelock import FileLock
-    (tmp_path/MAJORITY.id).mkdir()
-    with FileLock(tmp_path/MAJORITY.id/'.lock'), pytest.raises(HatenbError, match='another process'): run(MAJORITY, tmp_path)
-    assert run(MAJORITY, tmp_path)['id'] == MAJORITY.id
+    (tmp_path/MAJORITY.name).mkdir()
+    with FileLock(tmp_path/MAJORITY.name/'.lock'), pytest.raises(HatenbError, match='another process'): make_run(MAJORITY, tmp_path)
+    assert make_run(MAJORITY, tmp_path)['id'] == MAJORITY.id
 
 
 @pytest.mark.parametrize('method', list(baselines))
 def test_baselines_of_every_task_and_of_parts(tmp_path, method):
-    r = run(RunConfig(('mini/label', 'mini/rationale', 'mini/target:1/4', 'mini_mhs/score'), method, limit=120), tmp_path)
+    r = make_run(RunConfig(('mini/label', 'mini/rationale', 'mini/target:1/4', 'mini_mhs/score'), baseline=method, limit=120), tmp_path)
     found = r['metrics']['test']
     assert set(found) == {'mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'}
     assert found['mini/target']['macro_f1']['value'] is None and found['mini/target']['macro_f1_part']['value'] is not None
     if method == 'majority': assert found['mini_mhs/score']['pearson']['value'] is None
-    assert json.loads((tmp_path/r['id']/'record.json').read_text(), parse_constant=lambda c: pytest.fail(c)) == json.loads(json.dumps(r))
+    assert json.loads((tmp_path/r['name']/'record.json').read_text(), parse_constant=lambda c: pytest.fail(c)) == json.loads(json.dumps(r))
 
 
 # ---- a neural run
@@ -237,19 +239,19 @@ def test_baselines_of_every_task_and_of_parts(tmp_path, method):
 def test_the_record_can_be_computed_from_the_predictions(neural):
     path, record = neural
     for split in ('validation', 'test'):
-        table = load_predictions(path/NEURAL.id/'predictions'/f'{split}.parquet')
+        table = load_predictions(path/NEURAL.name/'predictions'/f'{split}.parquet')
         assert json.loads(json.dumps(evaluate(table))) == json.loads(json.dumps(record['metrics'][split]))
     assert set(record['metrics']['test']) == set(NEURAL.tasks) and record['corpora']['mini']['posts'] == dict(validation=32, test=32)
-    assert not list((path/NEURAL.id).glob('*.tmp*')) and not (path/NEURAL.id/'checkpoint.safetensors').exists()
+    assert not list((path/NEURAL.name).glob('*.tmp*')) and not (path/NEURAL.name/'checkpoint.safetensors').exists()
 
 
 def test_a_loaded_run_predicts_what_it_predicted(neural):
     from hatenb.batches import Posts
     path, record = neural
-    model = load_run(path/NEURAL.id)
+    model = Run(path/NEURAL.name).model()
     corpora = run_corpora(NEURAL, model.encoder.tokenizer)
     again = predict(model, {c: Posts(d['test'], c, model.encoder.tokenizer.pad_token_id) for c, d in corpora.items()})
-    stored = load_predictions(path/NEURAL.id/'predictions'/'test.parquet')
+    stored = load_predictions(path/NEURAL.name/'predictions'/'test.parquet')
     assert again['id'].tolist() == stored['id'].tolist()
     for c in ('label_prob', 'target_prob', 'rationale_token_prob', 'score_pred'):
         for a, b in zip(again[c].dropna(), stored[c].dropna()): np.testing.assert_allclose(a, b, atol=1e-6)
@@ -257,14 +259,14 @@ def test_a_loaded_run_predicts_what_it_predicted(neural):
 
 def test_published_records_leave_the_gold_to_the_corpora(neural, tmp_path):
     path, record = neural
-    runs = [{**record, 'folder': str(path/NEURAL.id)}, *run_study(Study('s', [MAJORITY]), tmp_path/'runs')]
+    runs = [{**record, 'folder': str(path/NEURAL.name)}, *run_study(Study('s', [MAJORITY]), tmp_path/'runs')]
     for r, to in zip(runs, publish(runs, tmp_path/'results')):
         for split in ('validation', 'test'):
             plain = pd.read_parquet(to/'predictions'/f'{split}.parquet')
-            assert not set(gold_columns) & set(plain) and 'words' not in plain and 'text' not in plain
+            assert not {*gold_columns('mini'), *gold_columns('mini_mhs')} & set(plain) and 'words' not in plain and 'text' not in plain
             assert json.loads(json.dumps(evaluate(load_predictions(to/'predictions'/f'{split}.parquet')))) == json.loads(json.dumps(r['metrics'][split]))
         published = read_record(to/'record.json')
-        assert 'folder' not in published and published['metrics'] == json.loads(json.dumps(r['metrics'])) and published['id'] == to.name
+        assert 'folder' not in published and published['metrics'] == json.loads(json.dumps(r['metrics'])) and published['name'] == to.name
     assert len(read_records(tmp_path/'results')) == 2
     publish(runs, tmp_path/'results')                                    # again: the same
     assert len(read_records(tmp_path/'results')) == 2
@@ -277,7 +279,7 @@ def test_a_run_with_a_part_missing(copied, file):
     path = copied/file
     if path.is_dir(): shutil.rmtree(path)
     else: path.unlink()
-    with pytest.raises(HatenbError) as e: load_run(copied)
+    with pytest.raises(HatenbError) as e: Run(copied).model()
     assert str(path) in str(e.value)
 
 
@@ -286,7 +288,7 @@ def test_a_run_with_a_part_missing(copied, file):
 def test_a_run_with_a_truncated_file(copied, pattern, keep):
     (path,) = copied.glob(pattern)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(HatenbError) as e: load_run(copied)
+    with pytest.raises(HatenbError) as e: Run(copied).model()
     assert str(path.parent) in str(e.value)
 
 
@@ -294,12 +296,12 @@ def test_a_run_with_another_runs_heads(copied, neural):
     record = json.loads((copied/'record.json').read_text())
     record['config']['heads'] = {}
     (copied/'record.json').write_text(json.dumps(record))
-    with pytest.raises(HatenbError, match='heads cannot be loaded'): load_run(copied)
+    with pytest.raises(HatenbError, match='heads cannot be loaded'): Run(copied).model()
 
 
 def test_a_baseline_has_no_model(tmp_path):
-    run(MAJORITY, tmp_path)
-    with pytest.raises(HatenbError, match='baseline'): load_run(tmp_path/MAJORITY.id)
+    make_run(MAJORITY, tmp_path)
+    with pytest.raises(HatenbError, match='baseline'): Run(tmp_path/MAJORITY.name).model()
 
 
 def test_copies_are_of_training_posts_only(tmp_path):
@@ -309,7 +311,7 @@ def test_copies_are_of_training_posts_only(tmp_path):
     for c in plain:
         assert len(more[c]['train']) == 3*len(plain[c]['train']) and more[c]['train'].features == plain[c]['train'].features
         for split in ('validation', 'test'): assert more[c][split]['id'][:] == plain[c][split]['id'][:]
-    record = run(RunConfig.from_dict(dict(tasks=['mini/label'], options=dict(r=2), limit=20, augment=dict(drop=.3), train=dict(epochs=1, batch_size=8))), tmp_path)
+    record = make_run(RunConfig.from_dict(dict(tasks=['mini/label'], adapter_options=dict(r=2), limit=20, augment=dict(drop=.3), train=dict(epochs=1, batch_size=8))), tmp_path)
     assert record['cost']['train_posts'] == 40
     with pytest.raises(HatenbError, match='copies cannot be made'): run_corpora(RunConfig(('mini/label',), limit=4, augment=dict(dorp=.1)), tokenizer)
 
@@ -320,7 +322,7 @@ def test_a_study_of_random_draws_names_the_best_on_validation(tmp_path):
 [base]
 tasks = ["mini/label"]
 limit = 16
-options = {r = 2}
+adapter_options = {r = 2}
 [[runs]]
 draws = 3
 train = {epochs = 1, batch_size = 8, lr = {low = 1e-4, high = 1e-2, log = true}}
@@ -333,23 +335,23 @@ train = {epochs = 1, batch_size = 8, lr = {low = 1e-4, high = 1e-2, log = true}}
     assert out.returncode == 0, out.stderr[-2000:]
     records = read_records(tmp_path/'runs')
     best = chosen_run(records)
-    assert best['chosen']['validation'] == max(r['chosen']['validation'] for r in records) and f"best on validation for mini/label: {best['id']}" in out.stdout
+    assert best['chosen']['validation'] == max(r['chosen']['validation'] for r in records) and f"best on validation for mini/label: {best['name']}" in out.stdout
     with pytest.raises(HatenbError, match='scored on validation'): chosen_run([])
 
 
 def test_a_lexicon_is_counted_and_learned_from(tmp_path):
     (tmp_path/'terms.csv').write_text('term,category\n' + '\n'.join(f'slur{i},slur' for i in range(1, 9)) + '\nkind words,kind\n')
-    base = dict(tasks=['mini/label', 'mini/rationale'], method='frozen', limit=96, train=dict(epochs=6, batch_size=16, head_lr=2e-2))
+    base = dict(tasks=['mini/label', 'mini/rationale'], adapter='frozen', limit=96, train=dict(epochs=6, batch_size=16, head_lr=2e-2))
     with_terms, without = (RunConfig.from_dict({**base, **more}) for more in (dict(lexicon=str(tmp_path/'terms.csv')), {}))
-    a, b = (run(c, tmp_path/'runs') for c in (with_terms, without))
+    a, b = (make_run(c, tmp_path/'runs') for c in (with_terms, without))
     assert a['lexicon']['categories'] == ['kind', 'slur']
     assert a['cost']['head_parameters'] == b['cost']['head_parameters'] + 2*3          # the label's head only
-    model = load_run(tmp_path/'runs'/with_terms.id)
+    model = Run(tmp_path/'runs'/with_terms.name).model()
     slur = model.heads['mini/label'].net[-1].weight[:, -1]                             # what a slur says for each class
     assert slur.argmax() == 2 and slur[2] > slur[0]+.05
     corpora = run_corpora(with_terms, model.encoder.tokenizer)
     t = predict(model, {'mini': Posts(corpora['mini']['test'], 'mini', model.encoder.tokenizer.pad_token_id)})
-    stored = load_predictions(tmp_path/'runs'/with_terms.id/'predictions'/'test.parquet')
+    stored = load_predictions(tmp_path/'runs'/with_terms.name/'predictions'/'test.parquet')
     for x, y in zip(t.label_prob, stored.label_prob): np.testing.assert_array_equal(x, y)
 
 

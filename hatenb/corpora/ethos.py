@@ -53,14 +53,14 @@ def read_ethos(
         posts.loc[place[words], 'community'] = community
     return splits_of(toxicity_features, test=posts)
 
-# %% ../../nbs/corpora/11_ethos.ipynb #b8795513
+# %% ../../nbs/corpora/11_ethos.ipynb #539a8535
 _repository = 'intelligence-csd-auth-gr/Ethos-Hate-Speech-Dataset'
 _commit = '705258e118ce9611ebbd5ab2a4841b0066547293'
 
-add_corpus(Corpus('ethos', 'ETHOS', 'ethos', (
+_ = add_corpus(Corpus('ethos', 'ETHOS', 'ethos', (
     github_file(_repository, _commit, 'ethos/ethos_data/Ethos_Dataset_Binary.csv',
                 'dd8994e990731f968bdb954c95c244ced22927c2'),
     github_file(_repository, _commit, 'ethos/ethos_data/Ethos_Dataset_Multi_Label.csv',
                 '1debaf8042dc87e7421513d8ac165ae31901c847')),
     read_ethos, 'GPL-3.0', f'https://github.com/{_repository}', 'arXiv 2006.08328',
-    questions=(toxic_question,), trains=False));
+    questions=(toxic_question,), trains=False))

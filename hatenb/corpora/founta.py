@@ -7,23 +7,25 @@ Docs: https://hatenb.github.io/hatenb/corpora/founta.html.md"""
 # %% auto #0
 __all__ = ['read_founta']
 
-# %% ../../nbs/corpora/14_founta.ipynb #0d07f8b3
+# %% ../../nbs/corpora/14_founta.ipynb #d799c0f3
+import html
 from pathlib import Path
 
 # %% ../../nbs/corpora/14_founta.ipynb #d752fe6d
 import pandas as pd
 from datasets import DatasetDict
 
-# %% ../../nbs/corpora/14_founta.ipynb #faf86fc9
+# %% ../../nbs/corpora/14_founta.ipynb #f8337d03
 from ..core import HatenbError
 from .registry import Corpus, RemoteFile, add_corpus
-from .tables import meanings, posts_of, read_table, separator_of, split_by_text, toxicity_questions
+from .tables import (is_quoted, meanings, posts_of, read_table, separator_of, split_by_text,
+                                   toxicity_questions)
 
-# %% ../../nbs/corpora/14_founta.ipynb #e0641549
+# %% ../../nbs/corpora/14_founta.ipynb #3beb9031
 def _rows(file):
     "The rows with names for their columns"
     sep = separator_of(file)
-    t = read_table(file, sep, quotes=sep == ',', header=False)
+    t = read_table(file, sep, quotes=is_quoted(file, sep), header=False)
     if t.shape[1] not in (3,4):
         what = f'there are {t.shape[1]} columns, not text, label, votes or id, text, label, votes'
         raise HatenbError(what, file, "Use the publisher's file as it is.")
@@ -31,21 +33,23 @@ def _rows(file):
     has_header = not t['votes'].iloc[0].strip().isdigit()                # some copies have one
     return t.iloc[1:] if has_header else t
 
-# %% ../../nbs/corpora/14_founta.ipynb #6e2c7cba
+# %% ../../nbs/corpora/14_founta.ipynb #5ade9a69
+_file = RemoteFile('hatespeech_text_label_vote_RESTRICTED_100K.csv', also=('hatespeech_text_label_vote.csv',))
+
 def read_founta(
-    folder:Path, # with hatespeech_text_label_vote.csv
+    folder:Path, # with hatespeech_text_label_vote_RESTRICTED_100K.csv
 ) -> DatasetDict:
     "Read the tweets: `kind` is the label; spam is left out. Raises `HatenbError` for a row that is off"
-    file = folder/'hatespeech_text_label_vote.csv'
+    file = _file.path(folder)
     t = _rows(file)
     kind = meanings(t['label'].str.strip(), {k: k for k in ('abusive','hateful','normal','spam')}, file)
     t,kind = t[kind != 'spam'],kind[kind != 'spam']
     line = pd.Series(t.index.astype(str), t.index)
     ids = t['id'] + '-' + line if 'id' in t else line
     toxic = (kind != 'normal').astype(int)
-    return split_by_text(posts_of(file, ids, t['text'], toxic=toxic, kind=kind, community=''))
+    return split_by_text(posts_of(file, ids, t['text'].map(html.unescape), toxic=toxic, kind=kind, community=''))
 
-# %% ../../nbs/corpora/14_founta.ipynb #ef68b0e5
-add_corpus(Corpus('founta', 'Founta et al.', 'founta', (RemoteFile('hatespeech_text_label_vote.csv'),),
-    read_founta, 'for research', 'https://github.com/ENCASEH2020/hatespeech-twitter', 'arXiv 1802.00393',
-    questions=toxicity_questions));
+# %% ../../nbs/corpora/14_founta.ipynb #23db5603
+_ = add_corpus(Corpus('founta', 'Founta et al.', 'founta', (_file,),
+    read_founta, 'for research', 'https://zenodo.org/record/3706866', 'arXiv 1802.00393', version=2,
+    questions=toxicity_questions))

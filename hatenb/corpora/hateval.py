@@ -7,23 +7,36 @@ Docs: https://hatenb.github.io/hatenb/corpora/hateval.html.md"""
 # %% auto #0
 __all__ = ['read_hateval']
 
-# %% ../../nbs/corpora/13_hateval.ipynb #c25ce596
+# %% ../../nbs/corpora/13_hateval.ipynb #efb9d78a
+import warnings
 from pathlib import Path
+
+# %% ../../nbs/corpora/13_hateval.ipynb #ae39705c
+import pandas as pd
 from datasets import DatasetDict
 
-# %% ../../nbs/corpora/13_hateval.ipynb #9e935525
+# %% ../../nbs/corpora/13_hateval.ipynb #c9f042fe
 from .registry import Corpus, RemoteFile, add_corpus
-from .tables import (column_of, meanings, posts_of, read_table, separator_of, splits_of,
+from .tables import (column_of, is_quoted, meanings, posts_of, read_table, separator_of, splits_of,
                                    toxicity_features, toxicity_questions, wrong_row)
 
-# %% ../../nbs/corpora/13_hateval.ipynb #5df1f54d
+# %% ../../nbs/corpora/13_hateval.ipynb #3e055f5c
+_yes_no = {'0': 0, '1': 1, '0.0': 0, '1.0': 1}
+
+def _kind(t, toxic):
+    "individual or generic, aggressive or not: of hateful tweets where both are known; and how many are not"
+    said = pd.DataFrame({c: t[c].str.strip().map(_yes_no) if c in t else None for c in ('TR','AG')}, t.index)
+    kind = said['TR'].map({1: 'individual', 0: 'generic'}) + said['AG'].map({1: ', aggressive', 0: ''})
+    return kind.where(toxic == 1, '').fillna(''), int((kind.isna() & (toxic == 1)).sum())
+
 def _read_split(file):
     sep = separator_of(file)
-    t = read_table(file, sep, quotes=sep == ',')
-    toxic,one,rude = (meanings(column_of(t, file, c), {'0': 0, '1': 1}, file) for c in ('HS','TR','AG'))
-    kind = one.map({1: 'individual', 0: 'generic'}) + rude.map({1: ', aggressive', 0: ''})
+    t = read_table(file, sep, quotes=is_quoted(file, sep))
+    toxic = meanings(column_of(t, file, 'HS').str.strip(), _yes_no, file)
+    kind,unknown = _kind(t, toxic)
+    if unknown: warnings.warn(f'{file}: {unknown} hateful tweets have no TR or AG of 0 or 1; their kind is left empty')
     ids,texts = column_of(t, file, 'id'),column_of(t, file, 'text')
-    return posts_of(file, ids, texts, toxic=toxic, kind=kind.where(toxic == 1, ''), community='')
+    return posts_of(file, ids, texts, toxic=toxic, kind=kind, community='')
 
 def _check_disjoint(posts, files):
     "Raise if a post is in two splits"
@@ -46,8 +59,8 @@ def read_hateval(
     _check_disjoint(posts, files)
     return splits_of(toxicity_features, **posts)
 
-# %% ../../nbs/corpora/13_hateval.ipynb #1e38e99b
-add_corpus(Corpus('hateval', 'HatEval, English', 'hateval',
+# %% ../../nbs/corpora/13_hateval.ipynb #b488e5b1
+_ = add_corpus(Corpus('hateval', 'HatEval, English', 'hateval',
     tuple(RemoteFile(f'hateval2019_en_{s}.csv') for s in _published_splits.values()),
     read_hateval, 'for research', 'http://hatespeech.di.unito.it/hateval.html', 'SemEval-2019 task 5',
-    questions=toxicity_questions));
+    questions=toxicity_questions))

@@ -15,8 +15,9 @@ from pathlib import Path
 # %% ../../nbs/corpora/03_hatexplain.ipynb #92ebda3a
 from datasets import DatasetDict, Features, List, Value
 
-# %% ../../nbs/corpora/03_hatexplain.ipynb #a2f7f878
+# %% ../../nbs/corpora/03_hatexplain.ipynb #c0584aab
 from ..core import HatenbError, read_json
+from .communities import add_communities
 from .registry import Corpus, Question, RemoteFile, add_corpus, text_question
 from .tables import dataset_of, gc_paused
 
@@ -36,6 +37,9 @@ PAPER_TARGETS = tuple(t for t in TARGETS if t != 'Other')
 _rare = ('None','Men','Christian','Disability','Minority','Heterosexual','Economic','Nonreligious','Indigenous',
          'Indian','Hindu','Buddhism','Bisexual','Asexual')
 _target_names = frozenset(TARGETS + _rare)
+
+# %% ../../nbs/corpora/03_hatexplain.ipynb #733f3516
+add_communities('hatexplain', {t: t for t in TARGETS}, 'Mathew et al. 2021, table 3')
 
 # %% ../../nbs/corpora/03_hatexplain.ipynb #a1523f90
 def target_counts(
@@ -191,18 +195,19 @@ def read_hatexplain(
 # %% ../../nbs/corpora/03_hatexplain.ipynb #d7acfdf3
 hatexplain_questions = (
     Question('label', 'multiclass', LABELS, votes='label_dist',
-             details=dict(negative='normal', bias=dict(column='target', outputs=TARGETS, over=PAPER_TARGETS))),
+             details=dict(negative='normal', hate='hatespeech',
+                          bias=dict(column='target', outputs=TARGETS, over=PAPER_TARGETS))),
     Question('target', 'multilabel', TARGETS, votes='target_dist', details=dict(groups={'ten': PAPER_TARGETS})),
     Question('rationale', 'tokens', column='rationale_any', votes='rationale_mean', asked='label',
              details=dict(marks=('rationale_any','rationale_majority','rationale_mean'))),
     text_question)
 
-# %% ../../nbs/corpora/03_hatexplain.ipynb #66aec37d
+# %% ../../nbs/corpora/03_hatexplain.ipynb #43696808
 _data = ('https://raw.githubusercontent.com/hate-alert/HateXplain/01d742279dac941981f53806154481c0e15ee686/Data/')
-add_corpus(Corpus('hatexplain', 'HateXplain', 'hatexplain', (
+_ = add_corpus(Corpus('hatexplain', 'HateXplain', 'hatexplain', (
     RemoteFile('dataset.json', _data+'dataset.json',
                'sha256:63bb3340fee0ec469b09690d04cb68f7c187787dd8b83807f071892c084967fb', 12256170),
     RemoteFile('post_id_divisions.json', _data+'post_id_divisions.json',
                'sha256:c2fb0d89862e7897b11ea3e9380753f15a793482b4b70ad0532dfb1212212835', 591921)),
     read_hatexplain, 'MIT', 'https://github.com/hate-alert/HateXplain', 'arXiv 2012.10289',
-    questions=hatexplain_questions, pretokenizer='hatexplain', usual=True));
+    questions=hatexplain_questions, pretokenizer='hatexplain', usual=True))

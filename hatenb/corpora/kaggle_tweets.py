@@ -26,7 +26,8 @@ def read_kaggle_tweets(
     ids,texts = column_of(t, file, 'id'),column_of(t, file, 'tweet')
     return split_by_text(posts_of(file, ids, texts, toxic=toxic, kind='', community=''))
 
-# %% ../../nbs/corpora/15_kaggle_tweets.ipynb #9a04844b
-add_corpus(Corpus('kaggle_tweets', 'Twitter sentiment analysis (Kaggle)', 'kaggle_tweets', (RemoteFile('train.csv'),),
+# %% ../../nbs/corpora/15_kaggle_tweets.ipynb #e7583ab7
+_ = add_corpus(Corpus('kaggle_tweets', 'Twitter sentiment analysis (Kaggle)', 'kaggle_tweets',
+    (RemoteFile('train.csv'),),
     read_kaggle_tweets, '', 'https://www.kaggle.com/datasets/arkhoshghalb/twitter-sentiment-analysis-hatred-speech',
-    questions=toxicity_questions));
+    questions=toxicity_questions))

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from datasets import DatasetDict, Features, List, Value
 
-# %% ../../nbs/corpora/04_mhs.ipynb #39ab1089
+# %% ../../nbs/corpora/04_mhs.ipynb #4535c967
 from ..core import HatenbError
+from ..pretokenize import plain_words
 from .registry import Corpus, Question, RemoteFile, add_corpus, text_question
 from .tables import dataset_of, split_of
 
-# %% ../../nbs/corpora/04_mhs.ipynb #955edaaf
+# %% ../../nbs/corpora/04_mhs.ipynb #cced06d4
 _comment = dict(id=Value('string'), words=List(Value('string')), text=Value('string'), score=Value('float32'))
 mhs_features = Features(**_comment, hatespeech_votes=List(Value('float32')))
 
@@ -27,7 +28,7 @@ def _split(rows, features, file, seed):
     "Rows by split; a text without words is an error"
     by = {s: [] for s in ('train','validation','test')}
     for r in rows:
-        r['words'] = r['text'].split() if isinstance(r['text'], str) else []
+        r['words'] = plain_words(r['text']).words if isinstance(r['text'], str) else []
         if not r['words']: raise HatenbError('the post has no tokens', f'{file}, comment {r["id"]}', 'Remove this row.')
         by[split_of(r['text'], seed)].append(r)
     return DatasetDict({s: dataset_of(r, features) for s,r in by.items()})
@@ -107,15 +108,15 @@ def read_mhs_share(
             for i,x,s,g,k in zip(t['comment_id'], t['text'], score, above, n)]
     return _split(rows, mhs_share_features, file, seed)
 
-# %% ../../nbs/corpora/04_mhs.ipynb #7645a0bf
+# %% ../../nbs/corpora/04_mhs.ipynb #6dc3d72e
 _home = 'https://huggingface.co/datasets/ucberkeley-dlab/measuring-hate-speech'
 _about = dict(licence='CC-BY-4.0', homepage=_home, paper='arXiv 2009.10277')
 
-add_corpus(Corpus('mhs', 'Measuring Hate Speech', 'measuring_hate_speech', (
+_ = add_corpus(Corpus('mhs', 'Measuring Hate Speech', 'measuring_hate_speech', (
     RemoteFile('measuring-hate-speech.parquet',
                f'{_home}/resolve/5468f6e118396646b02a2f691e771f6b6d9502ea/measuring-hate-speech.parquet',
                'sha256:6819525ce61bc24344df9fc3f7bf48270b31038273cc27c67fc225b51433b0e1', 14123673),),
     read_mhs, questions=(Question('score', 'regression', details=dict(line=.5)), text_question), usual=True, **_about))
-add_corpus(Corpus('mhs_share', 'Measuring Hate Speech, share of hate votes', 'measuring_hate_speech',
+_ = add_corpus(Corpus('mhs_share', 'Measuring Hate Speech, share of hate votes', 'measuring_hate_speech',
     (RemoteFile('comments.csv'),), read_mhs_share,
-    questions=(Question('score', 'regression', details=dict(sign='score_gt_0', toxic=.5)), text_question), **_about));
+    questions=(Question('score', 'regression', details=dict(sign='score_gt_0', toxic=.5)), text_question), **_about))

@@ -125,10 +125,10 @@ def make_mini(
     rows = _comments(rng, comments)
     with atomic_write(folder/'measuring_hate_speech'/'measuring-hate-speech.parquet') as tmp: rows.to_parquet(tmp)
 
-# %% ../../nbs/corpora/05_mini.ipynb #ca4d8e95
-add_corpus(Corpus('mini', 'Made-up posts in HateXplain’s format', 'mini/hatexplain',
+# %% ../../nbs/corpora/05_mini.ipynb #b7f6cd69
+_ = add_corpus(Corpus('mini', 'Made-up posts in HateXplain’s format', 'mini/hatexplain',
                   (RemoteFile('dataset.json'), RemoteFile('post_id_divisions.json')), read_hatexplain, 'MIT',
                   embedded=True, questions=hatexplain_questions, pretokenizer='hatexplain'))
-add_corpus(Corpus('mini_mhs', 'Made-up comments in Measuring Hate Speech’s format', 'mini/measuring_hate_speech',
+_ = add_corpus(Corpus('mini_mhs', 'Made-up comments in Measuring Hate Speech’s format', 'mini/measuring_hate_speech',
                   (RemoteFile('measuring-hate-speech.parquet'),), read_mhs, 'MIT', embedded=True,
-                  questions=(Question('score', 'regression', details=dict(line=.5, toxic=.5)), text_question)));
+                  questions=(Question('score', 'regression', details=dict(line=.5, toxic=.5)), text_question)))

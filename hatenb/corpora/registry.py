@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/corpora/registry.html.md"""
 
 # %% auto #0
 __all__ = ['text_question', 'corpora', 'Question', 'RemoteFile', 'github_file', 'Corpus', 'add_corpus', 'download', 'places',
-           'locate', 'fetch', 'load_corpus', 'corpus_checksum', 'corpora_table']
+           'locate', 'fetch', 'check_answers', 'load_corpus', 'corpus_checksum', 'posts_of_corpus', 'corpora_table']
 
 # %% ../../nbs/corpora/00_registry.ipynb #75039309
 import hashlib, os
@@ -19,8 +19,8 @@ from typing import Callable
 import httpx, pandas as pd
 from datasets import DatasetDict
 
-# %% ../../nbs/corpora/00_registry.ipynb #6046b33c
-from ..core import HatenbError, Registry, digest, file_sha256, progress, settings
+# %% ../../nbs/corpora/00_registry.ipynb #8ddf896c
+from ..core import HatenbError, Registry, digest, file_sha256, progress, read_json, settings, write_json
 
 # %% ../../nbs/corpora/00_registry.ipynb #00f1e4cf
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Question:
 # %% ../../nbs/corpora/00_registry.ipynb #8ebd7f0a
 text_question = Question('text', 'language', column='words')
 
-# %% ../../nbs/corpora/00_registry.ipynb #3ca6e54a
+# %% ../../nbs/corpora/00_registry.ipynb #47d2836e
 @dataclass(frozen=True)
 class RemoteFile:
     "A file of a corpus and where its publisher keeps it"
@@ -49,6 +49,11 @@ class RemoteFile:
     url: str = ''            # '' if it cannot be had from there as it is: a user fetches or makes it
     checksum: str = ''       # `sha256:…` or `git:…` (SHA-1 of a git blob); empty: the publisher gives none
     size: int|None = None    # bytes
+    also: tuple[str,...] = () # other names that copies of it have
+
+    def path(self, folder:Path) -> Path:
+        "Where it lies in a folder, under whichever of its names; under its own if it is not there"
+        return next((folder/n for n in (self.name, *self.also) if (folder/n).is_file()), folder/self.name)
 
 # %% ../../nbs/corpora/00_registry.ipynb #35085f6a
 def github_file(
@@ -61,7 +66,7 @@ def github_file(
     url = f'https://raw.githubusercontent.com/{repo}/{commit}/{path.replace(" ", "%20")}'
     return RemoteFile(path.rpartition('/')[2], url, f'git:{blob}')
 
-# %% ../../nbs/corpora/00_registry.ipynb #9e04f894
+# %% ../../nbs/corpora/00_registry.ipynb #8aad1672
 @dataclass(frozen=True)
 class Corpus:
     "A published corpus: what it is, its files, its reader"
@@ -78,7 +83,8 @@ class Corpus:
     pretokenizer: str = 'plain' # how its publisher writes words, see `pretokenizers`
     usual: bool = False      # a question named without a corpus means this corpus
     trains: bool = True      # False: to test with only, so that no run may learn or choose from it
-    version: int = 1         # of its reader: goes up when the same files are read in another way
+    version: int|str = 1     # of its reader: another one when the same files are read in another way
+    parts: tuple[str,...] = () # corpora that it is made of, if it has no files of its own
 
     def question(self, name:str) -> Question:
         "The question of that name. Raises `HatenbError` if the corpus cannot be asked it"
@@ -158,26 +164,26 @@ def places(corpus:Corpus) -> dict[str,Path]:
     data = {'data folder': s.data_path/corpus.folder} if s.data_path else {}
     return data | {'cache': s.cache_path/'corpora'/corpus.folder}
 
-# %% ../../nbs/corpora/00_registry.ipynb #f8b8b431
+# %% ../../nbs/corpora/00_registry.ipynb #071aa393
 def _missing(folder, corpus):
     "The first file of a corpus that a folder does not have, or none"
-    return next((f.name for f in corpus.files if not (folder/f.name).is_file()), None)
+    return next((f.name for f in corpus.files if not f.path(folder).is_file()), None)
 
 def locate(corpus:Corpus) -> Path|None:
     "The folder that holds a corpus' files, or none"
     return next((p for p in places(corpus).values() if not _missing(p, corpus)), None)
 
-# %% ../../nbs/corpora/00_registry.ipynb #f85f1500
+# %% ../../nbs/corpora/00_registry.ipynb #ffdf9829
 def _get(f, folder):
     "Download a file unless it is there: why it could not be had, or nothing"
-    if (folder/f.name).is_file(): return
+    if f.path(folder).is_file(): return
     if not f.url: return f'publisher: {f.name} cannot be downloaded from there'
     if os.environ.get('HF_HUB_OFFLINE', '0') not in ('','0'): return 'publisher: HF_HUB_OFFLINE is set'
     try: download(f, folder)
     except httpx.HTTPError as e: return f'publisher {f.url}: {e or type(e).__name__}'
 
 def _not_found(corpus, tried):
-    names = ', '.join(f.name for f in corpus.files)
+    names = ', '.join(' or '.join((f.name, *f.also)) for f in corpus.files)
     remedy = f'Put {names} into a folder {corpus.folder}/ and name the folder above it there'
     return HatenbError(f'the corpus {corpus.name} was not found; tried: ' + '; '.join(tried),
                        'HATENB_DATA, or data_path in settings.ini',
@@ -196,33 +202,65 @@ def fetch(corpus:Corpus) -> Path:
     if why: raise _not_found(corpus, [*tried, why])
     return cache
 
-# %% ../../nbs/corpora/00_registry.ipynb #76ed703c
-def load_corpus(name:str) -> DatasetDict:
-    "The posts of a registered corpus by split. Raises `HatenbError` if its files cannot be had or read"
+# %% ../../nbs/corpora/00_registry.ipynb #b3f6082b
+def check_answers(c:Corpus, ds:DatasetDict, question:str, place=''):
+    "Raise `HatenbError` if the files at hand have no column for a question of the corpus"
+    q = c.question(question)
+    if all(q.column in d.column_names for d in ds.values()): return
+    wanted = c.files[0].name if c.files else 'for its corpora'
+    remedy = f"Use the publisher's own file ({wanted})" + (f'; see {c.homepage}' if c.homepage else '') + '.'
+    what = f'the files of the corpus {c.name} at hand do not answer {question!r}: no column {q.column!r}'
+    raise HatenbError(what, place, remedy)
+
+# %% ../../nbs/corpora/00_registry.ipynb #dedd1bd3
+def load_corpus(
+    name:str,
+    *questions:str, # that will be asked
+) -> DatasetDict:
+    "The posts of a registered corpus by split. Raises `HatenbError` if its files cannot be had, read, or do not answer"
     c = corpora[name]
-    folder = fetch(c)
+    folder = None if c.parts else fetch(c)
     ds = c.read(folder)
     needed = 'train' if c.trains else 'test'
     if needed not in ds or not len(ds[needed]):
-        raise HatenbError(f'the split {needed!r} of the corpus {name} has no posts', folder, 'Fetch its files again.')
+        place = folder or ', '.join(c.parts)
+        raise HatenbError(f'the split {needed!r} of the corpus {name} has no posts', place, 'Fetch its files again.')
+    for q in questions: check_answers(c, ds, q, folder or name)
     return ds
 
-# %% ../../nbs/corpora/00_registry.ipynb #82f514dd
+# %% ../../nbs/corpora/00_registry.ipynb #fed66118
 def corpus_checksum(name:str) -> str:
     "A digest of the content of a corpus' files and of the reader's version"
     c = corpora[name]
+    if c.parts: return digest([c.version, *map(corpus_checksum, c.parts)], 16)
     folder = fetch(c)
-    return digest([c.version, *(file_sha256(folder/f.name) for f in c.files)], 16)
+    return digest([c.version, *(file_sha256(f.path(folder)) for f in c.files)], 16)
 
-# %% ../../nbs/corpora/00_registry.ipynb #1f2fa1fd
+# %% ../../nbs/corpora/00_registry.ipynb #4b1dfda1
+def posts_of_corpus(name:str) -> dict[str,int]:
+    "Posts by split, counted once for each version of a corpus. Raises `HatenbError` if it cannot be read"
+    kept = settings().cache_path/'counts'/f'{name}-{corpus_checksum(name)}.json'
+    if kept.exists():
+        try: return read_json(kept)
+        except HatenbError: pass                              # counted again
+    counts = {s: len(d) for s,d in load_corpus(name).items()}
+    write_json(kept, counts)
+    return counts
+
+# %% ../../nbs/corpora/00_registry.ipynb #4664312a
+def _where(c):
+    "Where a corpus is, in words"
+    if c.parts: return 'made of ' + ', '.join(c.parts)
+    found = next((w for w,p in places(c).items() if not _missing(p, c)), None)
+    if found: return found
+    return 'not here' + ('' if all(f.url for f in c.files) else ', to be fetched by hand')
+
 def _row(name, c):
     "A corpus as a row of the table"
-    where = next((w for w,p in places(c).items() if not _missing(p, c)), None)
-    if where is None: where = 'not here' + ('' if c.files[0].url else ', to be fetched by hand')
-    posts,checksum = '',''
-    if locate(c):
+    where,posts,checksum = _where(c),'',''
+    if all(locate(corpora[p]) for p in c.parts or (name,)):
         try:
-            posts = ' + '.join(f'{len(d):,} {s}' for s,d in load_corpus(name).items())
+            posts = ' + '.join(f'{n:,} {s}' for s,n in posts_of_corpus(name).items())
             checksum = corpus_checksum(name)
         except HatenbError as e: where = f'broken: {e}'
     return dict(corpus=name, title=c.title, where=where, posts=posts, licence=c.licence, checksum=checksum)

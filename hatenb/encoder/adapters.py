@@ -400,7 +400,35 @@ def _only_layers(config, layers:list[int], encoder:Encoder):
         raise HatenbError('this method cannot leave out layers', 'adapter, option layers', 'Use lora or a bottleneck.')
     return config.replace(leave_out=[i for i in range(n) if i not in layers])
 
-# %% ../../nbs/encoder/02_adapters.ipynb #29cd27ca
+# %% ../../nbs/encoder/02_adapters.ipynb #3651948c
+class _FusedLoRA:
+    "A LoRA layer of `adapters` whose update is scaled and added within its last product"
+    def _one_lora(self) -> LoRA|None:
+        "The LoRA in use, if it is one and a plain one"
+        setup = None if self.merged or self.fan_in_fan_out else self.get_active_setup()
+        if isinstance(setup, Stack) and len(setup) == 1: setup = setup.children[0]
+        lora = self.loras[setup] if isinstance(setup, str) and setup in self.loras else None
+        return lora if type(lora) is LoRA and not (lora.use_gating or lora.use_dora) else None
+
+    def forward(self, x:Tensor) -> Tensor: # [B,L,n] → [B,L,m]
+        lora = self._one_lora()
+        if lora is None: return super().forward(x)
+        out = super(LoRALinear, self).forward(x)        # of the frozen layer, quantized or not
+        h = (lora.lora_dropout(x) @ lora.lora_A.T).to(out.dtype)
+        B = lora.lora_B.T.to(out.dtype)
+        return torch.addmm(out.flatten(0, -2), h.flatten(0, -2), B, alpha=lora.scaling).view_as(out)
+
+_fused:dict[type,type] = {}   # a LoRA layer's class → ours over it
+
+def _fuse_loras(model:nn.Module):
+    "Let the LoRA layers of `model` use the cheaper forward"
+    for m in model.modules():
+        if not isinstance(m, LoRALinear) or isinstance(m, _FusedLoRA): continue
+        kind = type(m)
+        if kind not in _fused: _fused[kind] = type(kind.__name__, (_FusedLoRA, kind), {})
+        m.__class__ = _fused[kind]
+
+# %% ../../nbs/encoder/02_adapters.ipynb #fb38f7e7
 @patch
 def _add_by_peft(self:Encoder, name:str, config):
     "Let `peft` add an adapter"
@@ -420,6 +448,7 @@ def _add_config(self:Encoder, name:str, backend:str, config, options:dict):
         return config.install(self, name)
     if backend == 'peft': return self._add_by_peft(name, config)
     self.model.add_adapter(name, config=config)
+    _fuse_loras(self.model)
     if not options.get('stochastic_depth'): return
     for m in self.model.modules():
         if isinstance(m, Adapter) and m.name == name: m.DropPath = StochasticDepth(options['stochastic_depth'])

@@ -6,9 +6,10 @@ Docs: https://hatenb.github.io/hatenb/kinds/base.html.md"""
 
 # %% auto #0
 __all__ = ['kinds', 'poolings', 'losses', 'strengths', 'Metric', 'MetricFamily', 'refuse_posts', 'wrong_rows', 'Kind', 'kind_of',
-           'asked_posts', 'gold_columns', 'has_gold', 'count_answers', 'HeadConfig', 'pool_first', 'pool_mean', 'mlp',
-           'Head', 'make_head', 'Loss', 'make_loss', 'loss_weights', 'loss_vector', 'log_odds', 'logs',
-           'best_threshold', 'best_of_strengths', 'logistic', 'words_and_pairs', 'there']
+           'asked_posts', 'asked_gold', 'gold_columns', 'has_gold', 'count_answers', 'HeadConfig', 'pool_first',
+           'pool_mean', 'mlp', 'Head', 'make_head', 'Loss', 'make_loss', 'loss_weights', 'loss_vector', 'log_odds',
+           'logs', 'best_cut', 'best_threshold', 'move_to_half', 'best_of_strengths', 'logistic', 'words_and_pairs',
+           'there']
 
 # %% ../../nbs/kinds/00_base.ipynb #8b808397
 import inspect
@@ -16,9 +17,9 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Callable
 
-# %% ../../nbs/kinds/00_base.ipynb #14065b8a
+# %% ../../nbs/kinds/00_base.ipynb #32506d17
 import numpy as np, pandas as pd, torch
-from scipy.special import logit
+from scipy.special import expit, logit
 from torch import Tensor, nn
 
 # %% ../../nbs/kinds/00_base.ipynb #c6b4d97e
@@ -80,7 +81,7 @@ def wrong_rows(
     "[n] bool: the rows that are wrong"
     return np.array([bool(wrong(*v)) for v in zip(*(table[c] for c in columns))], bool)
 
-# %% ../../nbs/kinds/00_base.ipynb #86d80e5e
+# %% ../../nbs/kinds/00_base.ipynb #4b98c59a
 kinds = Registry('kind')
 
 class Kind:
@@ -91,7 +92,9 @@ class Kind:
     watched = ()           # the metrics by which checkpoints and settings are chosen
     quality = ()           # the metrics of a table of quality, and of further tables
     further = ()
+    decided = ()           # the families of metrics that thresholds change; the first stands for the task there
     suffixes = ('prob',)   # of the columns of predictions; the first shows that the question was answered
+    decides_each = False   # whether each output is a decision of its own, so that a post can have several
     calibrates = False     # whether its answers are probabilities that a temperature can mend
     hides = False          # whether a batch is given with words hidden, so that other tasks cannot share its posts
     families = {}          # its metrics, by name: `Kind.metric` adds one
@@ -146,6 +149,14 @@ def asked_posts(
 ) -> pd.DataFrame:
     "The posts of a table that the question is asked about"
     return t[t[q.asked] != 0] if q.asked and q.asked in t else t
+
+def asked_gold(
+    ds,           # a split of a corpus
+    q:Question,
+) -> np.ndarray:
+    "The gold of the posts that the question is asked about"
+    gold = np.array(ds[q.column][:])
+    return gold[np.array(ds[q.asked][:]) != 0] if q.asked else gold
 
 def gold_columns(
     corpus:str,   # its name
@@ -394,24 +405,32 @@ def likelihood(self:Kind, t:pd.DataFrame, q:Question) -> tuple[Callable,np.ndarr
     "The mean negative log-likelihood of the gold as a function of 1/T, and the gold of all decisions"
     raise HatenbError(f'{q.name} has no probabilities to calibrate', 'calibration', 'Leave it out.')
 
-# %% ../../nbs/kinds/00_base.ipynb #c5bc89f8
+# %% ../../nbs/kinds/00_base.ipynb #42643c92
+def best_cut(
+    values,  # [n] from high to low; what is given is all down to some place
+    score,   # [n] how good it is to give the first 1, 2, … n
+    usual:float=.5, # where the line is if nothing is gained
+) -> float:
+    "The line with the highest score: halfway between two neighbouring values, of equal ones the nearest to the usual"
+    v,score = np.asarray(values, np.float64),np.asarray(score, np.float64)
+    last = np.append(v[1:] < v[:-1], True)       # equal values are given together
+    last &= v > 0 if usual > 0 else True         # and a probability of 0 never
+    above = int((v >= usual).sum())
+    now = score[above-1] if above else 0.
+    if score[last].max(initial=0) <= now + 1e-12: return usual
+    middles = ((v + np.append(v[1:], 0 if usual > 0 else v[-1]-1))/2)[last]
+    best = middles[score[last] >= score[last].max()-1e-12]
+    return float(best[np.abs(best-usual).argmin()])
+
 def best_threshold(
     prob,  # [n]
     gold,  # [n] 0 or 1
 ) -> float:
-    "The threshold with the highest F1: halfway between two neighbouring probabilities, of equal ones the nearest to ½"
+    "The threshold with the highest F1"
     p,y = np.asarray(prob, np.float64),np.asarray(gold, int)
     order = np.argsort(-p, kind='stable')
-    p,tp = p[order],np.cumsum(y[order])
-    # posts of one probability are named together, those of none never
-    last = np.append(p[1:] < p[:-1], True) & (p > 0)
-    f1 = (2*tp/(np.arange(1, len(p)+1)+tp[-1]))[last]
-    middles = ((p + np.append(p[1:], 0))/2)[last]
-    half = p >= .5
-    at_half = 2*tp[half.sum()-1]/(half.sum()+y.sum()) if half.any() and y.any() else 0.
-    if f1.max(initial=0) <= at_half + 1e-12: return .5
-    best = middles[f1 >= f1.max()-1e-12]
-    return float(best[np.abs(best-.5).argmin()])
+    hits = np.cumsum(y[order])
+    return best_cut(p[order], 2*hits/(np.arange(1, len(p)+1)+hits[-1]))
 
 # %% ../../nbs/kinds/00_base.ipynb #b993f050
 @patch
@@ -422,6 +441,38 @@ def fit_thresholds(self:Kind,
 ) -> dict[str,float]: # output → threshold; empty where nothing is decided by one
     "For each output the threshold with the highest F1"
     return {}
+
+# %% ../../nbs/kinds/00_base.ipynb #885b09e5
+def move_to_half(
+    p,    # probabilities of decisions; NaN stays
+    line, # the threshold of each, of a shape that broadcasts
+) -> np.ndarray:
+    "Probabilities moved in log-odds so that the line comes to lie at one half; rounding changes no decision"
+    p = np.asarray(p, np.float64)
+    moved = expit(log_odds(p)-log_odds(line))
+    moved = np.where(p >= line, np.maximum(moved, .5), np.minimum(moved, np.nextafter(.5, 0)))
+    return np.where(np.isnan(p), p, moved)
+
+@patch
+def moved(self:Kind, t:pd.DataFrame, q:Question, thresholds:dict[str,float]) -> dict[str,list]:
+    "Column → answers, moved so that what was the threshold of an output is one half; those left out keep theirs"
+    return {}
+
+@patch
+def decided_metrics(self:Kind, q:Question) -> list[str]:
+    "The names of the metrics that thresholds change"
+    return [name for f in self.decided for name in self.families[f].members(q)]
+
+# %% ../../nbs/kinds/00_base.ipynb #a0398af4
+@patch
+def decisions(self:Kind, t:pd.DataFrame, q:Question, output:str|None=None) -> tuple[np.ndarray,np.ndarray]:
+    "[m] probability of each decision of the posts (on one output, if it is named) and [m] whether it is so"
+    raise HatenbError(f'{q.name} has no probabilities to calibrate', 'calibration', 'Leave it out.')
+
+@patch
+def right(self:Kind, t:pd.DataFrame, q:Question) -> np.ndarray|None:
+    "[n] whether the answer to each post is right; none where an answer is not just right or wrong"
+    return None
 
 # %% ../../nbs/kinds/00_base.ipynb #88206738
 strengths = .3, 1., 3., 10.      # inverse regularisation, from strong to weak
@@ -462,7 +513,7 @@ def tfidf(self:Kind, task:Task, train, splits:dict, seed:int=0) -> dict[str,dict
     predict = self.fit_linear(task, train, val, x, vectorizer.transform(val['words'][:]), seed)
     return {k: predict(vectorizer.transform(ds['words'][:])) for k,ds in splits.items()}
 
-# %% ../../nbs/kinds/00_base.ipynb #a51ed5cd
+# %% ../../nbs/kinds/00_base.ipynb #24c429f5
 @patch
 def losses_of_posts(self:Kind, t:pd.DataFrame, q:Question, output:str|None=None) -> np.ndarray:
     "[n] how wrong the answer to each post is (of an output, if one is named); NaN for posts that are not asked about"
@@ -478,7 +529,27 @@ def describe_gold(self:Kind, row, q:Question) -> str:
     "What annotators said of a post, in a few words; empty if nothing"
     return ''
 
-# %% ../../nbs/kinds/00_base.ipynb #66e6617c
+@patch
+def words_given(self:Kind, row, q:Question) -> np.ndarray|None:
+    "[words] bool: the words of a post that a run names most; none if it is not asked about words"
+    return None
+
+@patch
+def words_gold(self:Kind, row, q:Question) -> np.ndarray|None:
+    "[words] bool: the words of a post that annotators named; none if they were not asked about words"
+    return None
+
+@patch
+def has_output(self:Kind, t:pd.DataFrame, q:Question, output:str) -> np.ndarray:
+    "[n] bool: the posts whose gold has an output"
+    return np.zeros(len(t), bool)
+
+# %% ../../nbs/kinds/00_base.ipynb #62c68f25
+@patch
+def says_toxic(self:Kind, q:Question) -> bool:
+    "Whether an answer to the question says if a post is toxic"
+    return False
+
 @patch
 def toxic(self:Kind, t:pd.DataFrame, q:Question) -> np.ndarray|None:
     "[n] how toxic each post is by the predictions; none if the question does not say that"

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from scipy.special import expit
 from torch import Tensor
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #5b82367f
+# %% ../../nbs/kinds/02_multilabel.ipynb #991d1edd
 from ..bootstrap import average_precision_of, ece_of, f1_of, mean_of, remembered
 from ..core import HatenbError, progress
-from .base import (Head, Kind, Loss, best_of_strengths, best_threshold, kinds, log_odds, logistic, losses,
-                               refuse_posts, there, wrong_rows)
+from .base import (Head, Kind, Loss, asked_gold, best_of_strengths, best_threshold, kinds, log_odds,
+                               logistic, losses, move_to_half, refuse_posts, there, wrong_rows)
 from .multiclass import outputs_of
 
 # %% ../../nbs/kinds/02_multilabel.ipynb #f9add570
@@ -65,19 +65,20 @@ class Binary(Loss):
         if (asked := self.known(batch)) is not None: each = each*asked.unsqueeze(-1)
         return each.sum(0) if self.apart else each.sum().reshape(1)
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #a51709a2
+# %% ../../nbs/kinds/02_multilabel.ipynb #62b07796
 @kinds.register('multilabel')
 class Multilabel(Kind):
     "Any of several classes"
     head,loss,main,watched = MultilabelHead,'binary','macro_f1',('average_precision',)
     quality = 'macro_f1','micro_f1','average_precision'
     further = 'ece','brier'
-    calibrates = True
+    decided = 'macro_f1','micro_f1','macro_f1_{}','micro_f1_{}','macro_f1_part'
+    calibrates = decides_each = True
 
     def gold_forms(self, q):
         more = {q.votes: 'list'} if q.votes else {}
         return {q.column: 'list', **more, **({q.asked: 'integer'} if q.asked else {})}
-    def count(self, train, q): return dict(share=np.mean(train[q.column][:], axis=0).tolist())
+    def count(self, train, q): return dict(share=asked_gold(train, q).mean(0).tolist())
 
 # %% ../../nbs/kinds/02_multilabel.ipynb #b3fc062a
 from fastcore.basics import patch
@@ -170,7 +171,7 @@ def check(self:Multilabel, t, q):
     asked = ~np.isnan(np.stack(t[column])).all(0)
     _no(f'{column} holds NaN', lambda p: np.isnan(np.asarray(p)[asked]).any())
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #22347fca
+# %% ../../nbs/kinds/02_multilabel.ipynb #2b023f5e
 def temper_binary(
     prob,              # probabilities, of any shape; NaN stays
     temperature:float, # above 1: less sure
@@ -190,10 +191,14 @@ def binary_likelihood(
 def temper(self:Multilabel, prob, temperature): return temper_binary(prob, temperature)
 
 @patch
-def decisions(self:Multilabel, t, q):
-    "[m] probability and [m] gold of every decision of the posts"
+def decisions(self:Multilabel, t, q, output=None):
+    "Of all outputs that were asked about, or of one"
     p,y = np.stack(t[f'{q.name}_prob']),np.stack(t[q.column])
+    if output: p,y = (x[:,[q.outputs.index(output)]] for x in (p, y))
     asked = ~np.isnan(p)
+    if not asked.any():
+        raise HatenbError(f'the run was not asked about {output or q.name}', 'calibration',
+                          'Name an output that it answered.')
     return p[asked].astype(np.float64), y[asked].astype(int)
 
 @patch
@@ -201,7 +206,7 @@ def likelihood(self:Multilabel, t, q):
     p,y = self.decisions(t, q)
     return binary_likelihood(p, y), y
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #65617d07
+# %% ../../nbs/kinds/02_multilabel.ipynb #d58f6190
 @patch
 def fit_thresholds(self:Multilabel, t, q, least=20):
     p,y = np.stack(t[f'{q.name}_prob']),np.stack(t[q.column])
@@ -210,6 +215,14 @@ def fit_thresholds(self:Multilabel, t, q, least=20):
                           'Give validation posts whose gold is known.')
     asked = [i for i in range(len(q.outputs)) if not np.isnan(p[:,i]).any()]
     return {q.outputs[i]: best_threshold(p[:,i], y[:,i]) if y[:,i].sum() >= least else .5 for i in asked}
+
+@patch
+def moved(self:Multilabel, t, q, thresholds):
+    line = np.array([thresholds.get(o, .5) for o in q.outputs])
+    return {f'{q.name}_prob': [move_to_half(p, line) for p in t[f'{q.name}_prob']]}
+
+@patch
+def has_output(self:Multilabel, t, q, output): return np.stack(t[q.column])[:,q.outputs.index(output)] > 0
 
 @patch
 def divergence(self:Multilabel, clean, other, batch):
@@ -223,10 +236,17 @@ def majority(self:Multilabel, task, train, splits):
     out[task.places] = np.asarray(share, np.float32)[task.places]
     return {k: {f'{task.name}_prob': [out]*len(ds)} for k,ds in splits.items()}
 
+def _answered(ds, task):
+    "The places of the posts that are asked about, and their gold for the task's outputs"
+    q = task.question
+    use = np.flatnonzero(ds[q.asked][:]) if q.asked else np.arange(len(ds[q.column]))
+    return use, np.array(ds[q.column][:])[use][:,task.places]
+
 @patch
 def fit_linear(self:Multilabel, task, train, val, x, xv, seed):
     from sklearn.metrics import f1_score
-    y,yv = (np.array(ds[task.question.column][:])[:,task.places] for ds in (train, val))
+    (use,y),(use_v,yv) = (_answered(ds, task) for ds in (train, val))
+    x,xv = x[use],xv[use_v]
     def _one(j):
         if not 0 < y[:,j].sum() < len(y): return None       # nothing to tell apart
         def error(m): return -f1_score(yv[:,j], m.predict(xv), zero_division=0)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 # %% ../../nbs/kinds/04_regression.ipynb #a2e3146d
 from ..bootstrap import auc_of, correlation_of, divide, f1_of, mean_of, rank_correlation_of, subset_of
-from .base import (Head, Kind, Loss, best_of_strengths, kinds, losses, refuse_posts, there)
+from .base import (Head, Kind, Loss, asked_gold, best_of_strengths, kinds, losses, refuse_posts, there)
 
 # %% ../../nbs/kinds/04_regression.ipynb #224e6245
 class RegressionHead(Head):
@@ -53,7 +53,7 @@ class Regression(Kind):
         more = {c: 'number' for c in (q.details.get('sign'),) if c}
         return {q.column: 'number', **more, **({q.asked: 'integer'} if q.asked else {})}
     def count(self, train, q):
-        y = np.array(train[q.column][:])
+        y = asked_gold(train, q)
         return dict(mean=float(np.mean(y)), sd=float(np.std(y)))
     def answers(self, t, q):
         "Adds gold `y` [n] and the prediction `p` [n]"
@@ -102,13 +102,16 @@ def _auc_of_sign(a):
     sign = a.t[column].to_numpy(np.float64)
     return subset_of(sign >= 0, auc_of(sign[sign >= 0] == 1, a.p[sign >= 0]))
 
-# %% ../../nbs/kinds/04_regression.ipynb #81174983
+# %% ../../nbs/kinds/04_regression.ipynb #880e03ed
 from fastcore.basics import patch
 
 @patch
 def divergence(self:Regression, clean, other, batch):
     "[B] half the squared difference, in standard deviations"
     return .5*(clean-other).squeeze(-1).square()
+
+@patch
+def says_toxic(self:Regression, q): return 'toxic' in q.details
 
 @patch
 def toxic(self:Regression, t, q):

@@ -6,16 +6,16 @@ Docs: https://hatenb.github.io/hatenb/kinds/tokens.html.md"""
 
 # %% auto #0
 __all__ = ['words_to_tokens', 'tokens_to_words', 'TokensHead', 'Focal', 'TokenBinary', 'Tokens', 'spans_of', 'top', 'iou_hits',
-           'rationale_table', 'word_values_of']
+           'rationale_table', 'word_values_of', 'best_word_threshold']
 
 # %% ../../nbs/kinds/03_tokens.ipynb #9803611d
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 
-# %% ../../nbs/kinds/03_tokens.ipynb #6bd653a0
+# %% ../../nbs/kinds/03_tokens.ipynb #95d40f96
 from ..bootstrap import counted_as, divide, f1_from_counts, remembered, subset_of
 from ..core import HatenbError
-from .base import Head, Kind, Loss, best_threshold, kinds, losses, refuse_posts, wrong_rows
+from .base import Head, Kind, Loss, best_cut, kinds, losses, move_to_half, refuse_posts, there, wrong_rows
 from .multilabel import binary_divergence, binary_likelihood, temper_binary
 
 # %% ../../nbs/kinds/03_tokens.ipynb #3033ea17
@@ -84,13 +84,14 @@ class TokenBinary(Focal):
     "Binary cross-entropy over the real sub-tokens of posts that the question is about"
     def setup(self, gold:str=''): super().setup(alpha=None, gamma=0., gold=gold)
 
-# %% ../../nbs/kinds/03_tokens.ipynb #192dbec4
+# %% ../../nbs/kinds/03_tokens.ipynb #26e9211a
 @kinds.register('tokens')
 class Tokens(Kind):
     "One decision a word"
     head,loss,main,watched = TokensHead,'focal','token_f1',('auprc',)
     quality = 'token_f1','iou_f1','auprc'
     suffixes = 'token_prob','token_word'
+    decided = 'token_f1_thresholded','iou_f1_thresholded','rationale_f1_pooled'
     calibrates = True
 
     def gold_forms(self, q):
@@ -243,12 +244,12 @@ def check(self:Tokens, t, q):
     def _misfit(v, w, gold): return len(v) != len(w) or (len(w) and not 0 <= min(w) <= max(w) < len(gold))
     refuse_posts(t, f'the {q.name} does not fit the words', wrong_rows(t, [p, w, q.column], _misfit))
 
-# %% ../../nbs/kinds/03_tokens.ipynb #0b27ab77
+# %% ../../nbs/kinds/03_tokens.ipynb #9027e9d8
 @patch
 def temper(self:Tokens, prob, temperature): return temper_binary(prob, temperature)
 
 @patch
-def decisions(self:Tokens, t, q):
+def decisions(self:Tokens, t, q, output=None):
     "[m] probability and [m] gold of every sub-token"
     p,w = self.columns(q)
     gold = [np.asarray(g)[np.asarray(at, int)] for g,at in zip(t[q.column], t[w])]
@@ -259,10 +260,44 @@ def likelihood(self:Tokens, t, q):
     p,y = self.decisions(t, q)
     return binary_likelihood(p, y), y
 
+# %% ../../nbs/kinds/03_tokens.ipynb #748ef95f
+def best_word_threshold(
+    golds:list,   # of each post, one mark at least: [words] 0 or 1
+    values:list,  # of each post: [words] probabilities
+) -> float:
+    "The threshold with the highest token F1, mean over posts"
+    post = np.repeat(np.arange(len(golds)), [len(g) for g in golds])
+    v,y = np.concatenate(values).astype(np.float64),np.concatenate(golds).astype(int)
+    order = np.argsort(-v, kind='stable')
+    post,v,y = post[order],v[order],y[order]
+    marked = np.bincount(post, y)[post]
+    rank,hits = _within(post, np.ones(len(y))),_within(post, y)
+    gained = 2*hits/(marked+rank) - 2*(hits-y)/(marked+rank-1)
+    return best_cut(v, np.cumsum(gained)/len(golds))
+
+def _within(post, x):
+    "[words] the sum of x up to each word over the words of its own post"
+    together = np.argsort(post, kind='stable')
+    total = np.cumsum(x[together])
+    first = np.flatnonzero(np.diff(post[together], prepend=-1))
+    before = np.repeat((total-x[together])[first], np.diff(np.append(first, len(post))))
+    out = np.empty(len(post))
+    out[together] = total-before
+    return out
+
+# %% ../../nbs/kinds/03_tokens.ipynb #4eef362c
 @patch
 def fit_thresholds(self:Tokens, t, q, least=20):
-    "One threshold for words: the highest F1 over all words of the posts"
-    return {q.name: best_threshold(np.concatenate(word_values_of(t, q)), np.concatenate([*t[q.column]]))}
+    "One threshold for words, from posts with a mark"
+    t = t[self.marked(t, q)]
+    if len(t) < least: return {q.outputs[0]: .5}
+    return {q.outputs[0]: best_word_threshold([*t[q.column]], word_values_of(t, q))}
+
+@patch
+def moved(self:Tokens, t, q, thresholds):
+    "One value a word: a word is given by the mean over its sub-tokens"
+    values = [move_to_half(v, thresholds.get(q.outputs[0], .5)) for v in word_values_of(t, q)]
+    return dict(zip(self.columns(q), (values, [np.arange(len(v), dtype=np.int16) for v in values])))
 
 @patch
 def divergence(self:Tokens, clean, other, batch):
@@ -310,7 +345,7 @@ def tfidf(self:Tokens, task, train, splits, seed=0):
         return _as_columns(task, ds, np.split(p, np.cumsum([len(w) for w in ds['words'][:]])[:-1]))
     return {k: _columns(ds) for k,ds in splits.items()}
 
-# %% ../../nbs/kinds/03_tokens.ipynb #b70d61f1
+# %% ../../nbs/kinds/03_tokens.ipynb #2e82c705
 @patch
 def losses_of_posts(self:Tokens, t, q, output=None):
     "1 − token F1 of the five highest words; NaN for posts without a mark"
@@ -318,6 +353,15 @@ def losses_of_posts(self:Tokens, t, q, output=None):
     golds = map(np.asarray, t[q.column][use])
     out[use] = [1-_token_f1(g, top(v)) for g,v in zip(golds, word_values_of(t[use], q))]
     return out
+
+@patch
+def words_given(self:Tokens, row, q):
+    "The five highest"
+    p,w = (row.get(c) for c in self.columns(q))
+    return top(tokens_to_words(p, w, len(row[q.column]))) > 0 if there(p) else None
+
+@patch
+def words_gold(self:Tokens, row, q): return np.asarray(row[q.column]) > 0 if there(row.get(q.column)) else None
 
 @patch
 def reply(self:Tokens, q):

@@ -68,10 +68,10 @@ def core_space(
     u,vt = u[:,s > 1e-7*s[:1]],vt[t > 1e-7*t[:1]]
     return u, [Update(u.T @ x.B.double(), x.A.double() @ vt.T) for x in updates], vt
 
-# %% ../../nbs/merging/04_directions.ipynb #8efb1ac1
+# %% ../../nbs/merging/04_directions.ipynb #876296c3
 @merge_rules.register('core_space', 'Core Space', needs=('rank','generators'),
                       formula='λ U inner(M₁, …) Vᵀ, Mᵢ = Uᵀ ΔWᵢ V',
-                      source='Panariello et al., 2025, arXiv 2509.17786, section 4')
+                      source='Panariello et al., 2025, arXiv 2509.17786')
 def core_space_merge(updates, coefficients,
     inner:str='ties',  # the rule that merges the cores
     density:float=.2,  # share of their entries that stay, if it thins out

@@ -128,7 +128,7 @@ def _needed(rule, layer, names, rank, seed, collected):
         return collected[need][layer]
     return {need: _find(need) for need in merge_rules[rule].needs}
 
-# %% ../../nbs/merging/02_rules.ipynb #01d038f1
+# %% ../../nbs/merging/02_rules.ipynb #00584870
 def merge_updates(
     sources:list[dict[str,Update]]|dict[str,dict[str,Update]], # each: layer → update; with names or without
     rule:str='average',                 # a name in `merge_rules`
@@ -149,7 +149,7 @@ def merge_updates(
         needed = _needed(rule, layer, list(sources), rank, seed, collected or {})
         merged = merge_rules[rule](updates, coefficients, **needed, **options)
         most = sum(u.rank for u in updates) if rank is None and isinstance(merged, Tensor) else rank
-        out[layer] = merged if most is None else truncate(merged, most)
+        out[layer] = merged if most is None else truncate(merged, most, updates)
     return out
 
 # %% ../../nbs/merging/02_rules.ipynb #5ea9eb78

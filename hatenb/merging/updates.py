@@ -7,7 +7,8 @@ Docs: https://hatenb.github.io/hatenb/merging/updates.html.md"""
 # %% auto #0
 __all__ = ['Update', 'concatenate', 'svd_of', 'from_svd', 'truncate']
 
-# %% ../../nbs/merging/01_updates.ipynb #3da873e9
+# %% ../../nbs/merging/01_updates.ipynb #8c03023a
+import math
 from dataclasses import dataclass
 
 # %% ../../nbs/merging/01_updates.ipynb #75b3a938
@@ -60,24 +61,68 @@ def from_svd(
     "U S Vᵀ as an update whose factors share the singular values evenly"
     return Update((u*s.sqrt()).float(), (s.sqrt().unsqueeze(1)*vt).float())
 
-# %% ../../nbs/merging/01_updates.ipynb #e4c46936
-def _project(x, rank):
-    "The best rank-`rank` approximation of a dense matrix"
-    if x.shape[0] > x.shape[1]:
-        t = _project(x.T, rank)
-        return Update(t.A.T.contiguous(), t.B.T.contiguous())
+# %% ../../nbs/merging/01_updates.ipynb #10a9f9c1
+def _by_gram(x, rank):
+    "The best approximation of x [m, n], m ≤ n, from all eigenvectors of its Gram matrix"
     x = x.double()
     values,vectors = torch.linalg.eigh(x @ x.T)
     p,root = vectors.flip(1)[:,:rank], values.flip(0)[:rank].clamp(min=0).sqrt().sqrt() # √ of the singular values
     return Update((p*root).float(), ((p.T @ x)/root.clamp(min=1e-30).unsqueeze(1)).float())
 
-# %% ../../nbs/merging/01_updates.ipynb #aafff8e6
+# %% ../../nbs/merging/01_updates.ipynb #2a445bfa
+def _new_directions(w, basis):
+    "Orthonormal columns for what w adds to an orthonormal basis"
+    for _ in range(2): w = w - basis @ (basis.T @ w)
+    return torch.linalg.qr(w)[0]
+
+def _still_to_gain(held):
+    "What further blocks would add to the energies that blocks held so far, if gains go on falling as they do"
+    if len(held) < 3: return math.inf
+    before,now = held[-2]-held[-3], held[-1]-held[-2]
+    if now <= 0: return 0.
+    return now*now/(before-now) if now < .5*before else math.inf
+
+def _grown(gram, y, image):
+    "[y, image]ᵀ [y, image] float64, from yᵀ y"
+    cross = (image.T @ torch.cat([y, image], 1)).double()
+    return torch.cat([torch.cat([gram, cross[:,:len(gram)].T], 1), cross])
+
+def _by_search(x, rank, near, gain=2e-6, most=6):
+    "The best approximation of x [m, n] by blocks of directions, from those in `near` [m, k] on; none if they do not do"
+    total,held,last = float(x.norm())**2,[],torch.linalg.qr(near)[0]
+    q,y,gram = last[:,:0],x.T @ last[:,:0],x.new_zeros(0, 0).double()
+    for _ in range(most):
+        image = x.T @ last
+        gram = _grown(gram, y, image)
+        q,y = torch.cat([q, last], 1),torch.cat([y, image], 1)
+        values,vectors = torch.linalg.eigh(gram)
+        held.append(float(values[-rank:].sum()))
+        if _still_to_gain(held) <= gain*total:
+            return _from_ritz(q, y, vectors[:,-rank:].flip(1).float(), values[-rank:].flip(0).clamp(min=0).float())
+        last = _new_directions(x @ image, q)
+
+def _from_ritz(q, y, v, energy):
+    "U S Vᵀ of the best directions, as balanced factors"
+    root = energy.sqrt().sqrt()
+    return Update((q @ v)*root, ((y @ v)/root.clamp(min=1e-30)).T.contiguous())
+
+# %% ../../nbs/merging/01_updates.ipynb #9147d651
+def _of_dense(x, rank, near):
+    "The best approximation of a dense matrix, from its smaller side"
+    if x.shape[0] > x.shape[1]:
+        t = _of_dense(x.T, rank, [Update(u.A.T, u.B.T) for u in near])
+        return Update(t.A.T.contiguous(), t.B.T.contiguous())
+    start = torch.cat([u.B for u in near], 1).float() if near else x[:,:0]
+    fits = 0 < start.shape[1] and rank <= start.shape[1] and 6*start.shape[1] <= len(x)
+    return (_by_search(x, rank, start) if fits else None) or _by_gram(x, rank)
+
 def truncate(
-    update:Update|Tensor, # or a dense matrix [m, n]
-    rank:int,             # of the result, at most
+    update:Update|Tensor,   # or a dense matrix [m, n]
+    rank:int,               # of the result, at most
+    near:list[Update]=(),   # of a dense matrix: updates whose directions are a good start
 ) -> Update:
     "The best approximation of this rank; an update that has no more comes back as it is"
-    if isinstance(update, Tensor): return _project(update, rank)
+    if isinstance(update, Tensor): return _of_dense(update, rank, near)
     if update.rank <= rank: return update
     u,s,vt = svd_of(update)
     return from_svd(u[:,:rank], s[:rank], vt[:rank])
