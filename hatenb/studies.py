@@ -19,16 +19,13 @@ from accelerate import Accelerator
 from fastcore.basics import patch
 
 # %% ../nbs/10c_studies.ipynb #9a878b7d
+from .batches import Posts
 from .core import (HatenbError, derive_seed, digest, file_sha256, progress, provenance, read_json, resolve_device, resolve_dtype,
                          settings, write_json)
 from .composing import strategies
 from .corpora import corpus_checksum
 from .evaluation import save_predictions, without_gold
-<<<<<<< HEAD
 from .making import finished, make_run, run_corpora
-=======
-from .making import finished, make_run
->>>>>>> asking
 from .runs import Record, Run, RunConfig, RunFolder, check_type, read_record, read_records, run_folder
 from .tasks import task_keys
 from .training import TrainConfig
