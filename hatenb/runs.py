@@ -460,7 +460,7 @@ class RunFolder:
     def adapter_folder(self, name:str): return self.folder/'adapters'/name
     def predictions_file(self, split:str): return self.folder/'predictions'/f'{split}.parquet'
 
-# %% ../nbs/10_runs.ipynb #0dc1bdd4
+# %% ../nbs/10_runs.ipynb #19ed6135
 @patch
 def digests(self:RunFolder) -> dict[str,str]:
     "SHA-256 of each file of adapters, heads and predictions that lies here, by its path"
@@ -470,7 +470,7 @@ def digests(self:RunFolder) -> dict[str,str]:
 @patch
 def save_model(self:RunFolder, model:Model):
     "Write adapters and heads"
-    for name in model.encoder.methods: model.encoder.save(name, self.adapter_folder(name))
+    for name in model.encoder.methods: model.encoder.save(name, self.adapter_folder(name), pickled=False)
     with atomic_write(self.heads_file) as tmp:
         save_file({k: v.detach().cpu().contiguous() for k,v in model.heads.state_dict().items()}, tmp)
 

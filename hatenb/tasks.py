@@ -20,7 +20,7 @@ from .corpora import Question, corpora
 def _usual_corpus(name):
     "The corpus that is meant when only a question is named"
     have = [c for c in corpora.values() if any(q.name == name for q in c.questions)]
-    found = [c for c in have if c.usual] or have
+    found = [c for c in have if c.usual][:1] or have
     if not found:
         names = dict.fromkeys(q.name for c in corpora.values() for q in c.questions)
         raise HatenbError(f'no corpus has a question {name!r}', 'tasks', f'There are: {", ".join(names)}.')

@@ -35,7 +35,7 @@ def test_pairwise_meets_all_pairs():
         missing = {(c[a],c[b]) for c in ALL} - {(c[a],c[b]) for c in cases}
         assert all('full' in pair for pair in missing), missing    # which has one quantization
 
-@pytest.mark.parametrize('case', pairwise(), ids=ids)
+@pytest.mark.parametrize('case', list(pairwise()), ids=ids)
 def test_methods(tiny, tmp_path, case):
     method,quantization,architecture,dtype = case
     check(tiny/architecture, tmp_path, quantization, method, dtype)
@@ -150,7 +150,8 @@ def steps(encoder, library, monkeypatch):
         torch.manual_seed(5)
         encoder.zero_grad()
         out = encoder.train()(*batch())
-        out.square().mean().backward()
+        readout = torch.randn(out.shape, generator=torch.Generator().manual_seed(6))
+        (out*readout).mean().backward()   # (the square would be the same for all: a layer norm ends the encoder)
     return out.detach(), {k: p.grad.clone() for k,p in encoder.trainable().items()}
 
 @pytest.mark.parametrize('quantization', ['none','nf4','int8'])
@@ -169,7 +170,7 @@ def test_our_lora_computes_what_the_librarys_does(tiny, quantization, dropout, m
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
     for k,g in wanted.items():
         torch.testing.assert_close(grads[k], g, atol=1e-6, rtol=1e-6, msg=k)
-        assert (grads[k]-g).norm() <= 1e-4*g.norm(), k
+        assert g.norm() > 1e-8 and (grads[k]-g).norm() <= 1e-3*g.norm(), k
 
 def test_what_is_no_single_plain_lora_is_the_librarys(tiny, monkeypatch):
     "A stack of two, and LoRA with learned magnitudes"
