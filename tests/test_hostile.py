@@ -1,16 +1,15 @@
 """Files of strangers, changed at random: they are answered as before, answered whole, or refused with one `HatenbError`.
 Nothing is written, trained, started, or read from elsewhere. HATENB_MUTATIONS changes how many of each kind are tried."""
-import contextlib, copy, hashlib, json, math, os, random, shutil, signal, sys, tempfile, warnings
+import contextlib, copy, hashlib, json, math, os, random, shutil, signal, sys, warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors.numpy import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import hatenb
-from hatenb.core import HatenbError, encoder_path, write_json
+from hatenb.core import HatenbError, encoder_path
 from hatenb.corpora import corpora
 from hatenb.detector import Detector, json_line
 from hatenb.evaluation import evaluate, load_predictions
@@ -21,6 +20,7 @@ from hatenb.studies import Study
 from tiny import SIZE, save_encoder, vocabulary
 
 MUTATIONS = int(os.environ.get('HATENB_MUTATIONS', 30))
+SOME = max(1, MUTATIONS//4)                    # of those that have a model loaded, which takes a tenth of a second or more
 REPOSITORY = Path(__file__).resolve().parent.parent
 POSTS = ['they are insult1 people', 'good morning to the town', '', 'x '*100]
 
@@ -103,17 +103,17 @@ def tried(watch, folder, change, use):
     return came, f'{said}: {came}'
 
 
-def hostile(watch, folder, kind, change, use, restore, least=0.):
-    "Try many changes; every one is answered or refused"
+def hostile(watch, folder, kind, change, use, restore, least=0., n=MUTATIONS):
+    "Try `n` changes; every one is answered or refused"
     counts,faults = dict(refused=0, answered=0),[]
-    for i in range(MUTATIONS):
+    for i in range(n):
         came,said = tried(watch, folder, lambda: change(random.Random(f'{kind} {i}')), use)
         if came in counts: counts[came] += 1
         else: faults.append(f'{kind} {i}: {said}')
         restore()
     print(f'{kind:24} {counts["refused"]:5} refused {counts["answered"]:5} answered {len(faults):4} faults')
-    assert not faults, '\n'.join([f'{len(faults)} of {MUTATIONS}', *faults[:40]])
-    assert counts['refused'] >= least*MUTATIONS
+    assert not faults, '\n'.join([f'{len(faults)} of {n}', *faults[:40]])
+    assert counts['refused'] >= least*n
 
 
 # ---------------------------------------------------------------- changes
@@ -273,7 +273,7 @@ def test_files_of_a_bundle(good, watch, name):
     opened(bundle)                                          # so that libraries have loaded what they load once
     known = bytes_of(bundle)
     change = change_of_file(bundle, name, good/'outside', known)
-    hostile(watch, bundle, f'bundle {name}', change, lambda: opened(bundle), lambda: put_back(bundle, known))
+    hostile(watch, bundle, f'bundle {name}', change, lambda: opened(bundle), lambda: put_back(bundle, known), n=SOME)
 
 
 def test_the_manifest_of_a_bundle(good, watch):
@@ -419,7 +419,7 @@ def test_predictions(good, watch):
             return said
 
     def use():
-        found = evaluate(load_predictions(folder/'t.parquet'), n_boot=3)
+        found = evaluate(load_predictions(folder/'t.parquet'), n_boot=0)
         json.dumps(found, allow_nan=False)
     shutil.copy(source, folder/'t.parquet')
     use()
@@ -441,10 +441,11 @@ def kaggle(n=30): return '\n'.join(['id,label,tweet', *(f'{i},{i % 2},post {i} h
 
 def hatexplain():
     "The first posts of the made-up corpus, and their split"
-    folder = corpora['mini'].read.__globals__['Path'](hatenb.__file__).parent/'mini'/'hatexplain'
-    posts = dict(list(json.loads((folder/'dataset.json').read_text()).items())[:30])
-    ids = list(posts)
-    return {'dataset.json': json.dumps(posts), 'post_id_divisions.json': json.dumps(dict(train=ids[:20], val=ids[20:25], test=ids[25:]))}
+    folder = Path(hatenb.__file__).parent/'mini'/'hatexplain'
+    posts,splits = (json.loads((folder/n).read_text()) for n in ('dataset.json', 'post_id_divisions.json'))
+    splits = {s: ids[:10] for s,ids in splits.items()}
+    posts = {i: posts[i] for ids in splits.values() for i in ids}
+    return {'dataset.json': json.dumps(posts), 'post_id_divisions.json': json.dumps(splits)}
 
 
 CORPORA = dict(
