@@ -16,7 +16,7 @@ from hatenb.core import HatenbError, read_json, write_json
 from hatenb.corpora import LABELS, TARGETS
 from hatenb.evaluation import evaluate, load_predictions
 
-results = Path(__file__).parents[1]/'results'/'first'
+results = Path(__file__).parents[1]/'results'/'runs'
 
 
 def made_up(n=3000, label=1., target=1., seed=0):
@@ -192,7 +192,7 @@ def test_disagreement_orders_as_it_should():
 
 
 def test_on_a_real_run(corpora_folder, tmp_path):
-    run = next(results.glob('label+target+rationale-lora-*'))
+    run = next(results.glob('minilm-label+target+rationale-bf16-s0'))
     chosen = decisions(run)
     assert read_json(write_json(tmp_path/'decisions.json', chosen)) == chosen
     assert set(chosen['temperatures']) == {'label', 'target', 'rationale'} and set(chosen['thresholds']) == set(TARGETS)

@@ -96,7 +96,7 @@ def test_slurs_are_masked_unless_revealed(monkeypatch):
 
 def test_real_posts_with_two_runs(corpora_folder):
     from pathlib import Path
-    runs = [next((Path(__file__).parents[1]/'results'/'first').glob(f'{t}-lora-*')) for t in ('target', 'label+target+rationale')]
+    runs = [Path(__file__).parents[1]/'results'/'runs'/f'minilm-{t}-bf16-s0' for t in ('target', 'label+target+rationale')]
     page = browse(*runs, task='target', community='Jewish', better='second', n=3, names=('alone', 'together')).data
     assert page.count('<tr>') == 4 and 'Jewish' in page and 'hatexplain/' in page
 

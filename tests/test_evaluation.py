@@ -16,8 +16,7 @@ from hatenb.evaluation import (_label_statistics, _rationale_statistics, _score_
                                on, rank_correlation_of, rationale_table, recentred, resamples, save_predictions, shared, spans, top, toxic_probability,
                                vote_divergences, with_gold, word_probabilities)
 from hatenb.reports import results_html
-from hatenb.runs import read_records
-from hatenb.studies import results_folder
+from hatenb.studies import results_folder, study_records
 
 
 @pytest.fixture(scope='module')
@@ -252,9 +251,9 @@ def paper_bias(posts, score):
     return out
 
 
-@pytest.mark.parametrize('run', ['label-lora-s0-574b49c30b', 'label+target+rationale-tfidf-s0-1efbbe9ce7'])
+@pytest.mark.parametrize('run', ['minilm-label-bf16-s0', 'tfidf-label+target+rationale-bf16-s0'])
 def test_bias_is_that_of_the_papers_definitions(official, run):
-    t = load_predictions(results_folder()/'first'/run/'predictions'/'test.parquet', 'test')
+    t = load_predictions(results_folder()/'runs'/run/'predictions'/'test.parquet', 'test')
     by_hand = paper_bias(official.to_dict('records'), dict(zip(t['id'], toxic_probability(t))))
     found = evaluate(t, 0)['hatexplain/label']
     assert len(by_hand) == 33
@@ -368,7 +367,7 @@ def test_definitions_name_every_metric_and_serve_as_footnotes():
 
 
 def test_records_from_before_still_draw():
-    records = read_records(results_folder()/'first')
+    records = study_records('first')
     old = [r for r in records if 'ece' not in r['metrics']['test'].get('hatexplain/label', {'ece': 0})]
     for r in old or records: assert 'accuracy' in results_html([r]) or 'F1' in results_html([r])
     if old:

@@ -41,7 +41,7 @@ def copied(neural, tmp_path):
 OTHER = dict(tasks=('mini/label', 'mini/rationale'), adapter='frozen', adapter_options=dict(r=3), strategy='branch', strategy_options=dict(layer=2), baseline='tfidf', encoder='other', quantization='nf4', dtype='bfloat16', max_length=64,
              heads=dict(label=dict(hidden=[8])), balancing='fixed', balancing_options=dict(normalise_steps=3), regularisers=dict(vat={}), augment=dict(drop=.2), lexicon='terms.csv', limit=10, seed=1)
 OTHER_TRAIN = dict(epochs=5, batch_size=7, max_positions=99, lr=.1, head_lr=.2, weight_decay=.3, schedule='cosine', head_schedule='constant', warmup=.5, head_warmup=3, head_warmup_epochs=1., layer_decay=.9, class_balanced=True, reference={'mini/label.macro_f1': .5}, clip=2., temperature=3.,
-                   steps=4, checkpoint_steps=9, patience=2, smallest_step={'mini/label.macro_f1': .1}, compile=True)
+                   optimizer='sgd', optimizer_options=dict(momentum=.9), steps=4, checkpoint_steps=9, patience=2, smallest_step={'mini/label.macro_f1': .1}, compile=True)
 BASE = RunConfig(('mini/label', 'mini/target'))
 
 
@@ -52,7 +52,7 @@ def test_every_field_is_tried():
 @pytest.mark.parametrize('field', [*OTHER, *(f'train.{k}' for k in OTHER_TRAIN)])
 def test_the_id_changes_with_every_field_and_comes_back_through_json(field):
     outer, _, inner = field.partition('.')
-    changed = {'train': TrainConfig(**{inner: OTHER_TRAIN[inner]})} if inner else {'heads': {'label': {'hidden': [8]}}} if field == 'heads' else {field: OTHER[field]}
+    changed = {'train': TrainConfig(**{inner: OTHER_TRAIN[inner]})} if inner else {'heads': {'label': {'hidden': [8]}}} if field == 'heads' else {field: OTHER[field], **({'strategy': 'branch'} if field == 'strategy_options' else {})}
     config = dataclasses.replace(BASE, **changed)
     assert config.id != BASE.id
     again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
@@ -362,7 +362,176 @@ def test_a_lexicon_that_cannot_be_used(tmp_path, text, words):
     with pytest.raises(HatenbError, match=words): read_lexicon(tmp_path/'t.csv')
 
 
+# ---- names
+
+def test_a_name_says_what_differs_and_is_the_same_whatever_the_order():
+    sources = [dict(tasks=[t], dtype='bfloat16') for t in ('label', 'target')]
+    a = RunConfig(('label', 'target'), strategy='merge', strategy_options=dict(rule='knots', learn='heads', rank=16), dtype='bfloat16', sources=sources)
+    b = dataclasses.replace(a, strategy_options=dict(rank=16, learn='heads', rule='knots'))
+    assert a.name == b.name == 'minilm-label+target-merge-knots-heads-rank16-bf16-s0' and a.id == b.id
+    assert RunConfig(('mini/label',), train=TrainConfig(lr=1e-3), seed=3).name == 'minilm-mini.label-lr0.001-s3'
+    assert a.id[:6] in dataclasses.replace(a, sources=('runs/a', 'runs/b')).name       # what cannot be said in words
+
+
+def test_all_studies_have_names_of_their_own():
+    runs = {r.id: r for f in (Path(__file__).parent.parent/'studies').glob('*.toml') for r in Study.load(f).runs}
+    names = [r.name for r in runs.values()]
+    assert len(set(names)) == len(names) and max(map(len, names)) <= 130
+
+
+def test_two_runs_of_one_name_have_two_folders(tmp_path):
+    a, b = (RunConfig(('mini/label',), baseline='majority', encoder=f'{place}/mine') for place in ('here', 'there'))
+    assert a.name == b.name and a.id != b.id
+    first, second = make_run(a, tmp_path), make_run(b, tmp_path)
+    assert first['name'] == a.name and second['name'] == f'{b.name}-{b.id[:6]}'
+    assert make_run(b, tmp_path) == second and make_run(a, tmp_path) == first
+
+
+# ---- numbers out of range, told before anything is made
+
+@pytest.mark.parametrize('d,words', [
+    (dict(max_length=0), 'max_length = 0'), (dict(max_length=-5), 'max_length = -5'), (dict(max_length='x'), 'max_length'), (dict(limit=0), 'limit = 0'),
+    (dict(seed=-1), 'seed = -1'), (dict(heads=dict(label=dict(dropout=1.5))), 'dropout = 1.5'), (dict(heads=dict(label=dict(hidden=[0]))), 'hidden = 0'),
+    (dict(heads=5), 'heads'), (dict(train=dict(epochs=1.5)), 'epochs'), (dict(train=dict(lr=float('nan'))), 'lr'), (dict(tasks='label'), 'tasks'), (dict(sources=5), 'sources'),
+    (dict(strategy='branch', strategy_options=dict(layr=2)), 'layr'), (dict(baseline='tfidf', strategy='branch'), 'shares no encoder')])
+def test_what_cannot_be_is_told_at_once(d, words):
+    with pytest.raises(HatenbError, match=words): RunConfig.from_dict({'tasks': ['mini/label'], **d})
+
+
+def test_posts_longer_than_the_encoder_reads(tmp_path):
+    with pytest.raises(HatenbError, match='the encoder has 512 places'): make_run(RunConfig(('mini/label',), max_length=600, limit=8), tmp_path)
+
+
+# ---- records that somebody has changed
+
+def spots(x, path=()):
+    "Every place in a record"
+    yield path
+    for k, v in x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else (): yield from spots(v, (*path, k))
+
+
+def changed(record, path, value):
+    record = json.loads(json.dumps(record))
+    if not path: return value
+    *way, last = path
+    inner = record
+    for k in way: inner = inner[k]
+    if value is ...: del inner[last]
+    else: inner[last] = value
+    return record
+
+
+def test_changed_records_are_refused_or_drawn(neural, tmp_path):
+    "A record with a place changed is as it was, or refused with a clear error, whatever is drawn from it"
+    from hatenb.reports import curves_figure, metrics_html, results_html, results_text
+    import matplotlib.pyplot as plt
+    record, rng = neural[1], np.random.default_rng(0)
+    places, refused = list(spots(json.loads(json.dumps(record)))), 0
+    odd = [..., None, 5, -1.5, 'x', '../../etc', [], {}, True, float('nan'), 10**400, [[]], {'value': 'x'}, {'a': {'b': 1}}]
+    top = [p for p in places if len(p) <= 2]
+    for i in range(300):
+        path = (top if i % 2 else places)[rng.integers(len(top if i % 2 else places))]
+        file = tmp_path/'record.json'
+        file.write_text(json.dumps(changed(record, path, odd[rng.integers(len(odd))])))
+        try:
+            found = read_record(file)
+            for draw in (results_text, results_html, metrics_html): draw([found])
+            if i % 20 == 0 and found['history']: plt.close(curves_figure([found]))
+        except HatenbError as e:
+            refused += 1
+            assert str(e)
+    assert refused > 100
+    file.write_text('['*100_000)
+    with pytest.raises(HatenbError): read_record(file)
+    file.write_text('{"a": ' + '9'*5000 + '}')
+    with pytest.raises(HatenbError): read_record(file)
+    with pytest.raises(HatenbError): read_record(tmp_path)                    # a folder
+
+
+def test_a_run_names_its_files_and_flipped_bytes_are_seen(copied):
+    for name, sha in Run(copied).record['files'].items():
+        path = copied/name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(HatenbError, match='not the one that the record names'):
+            if 'predictions' in name: Run(copied).predictions(path.stem)
+            else: Run(copied).model()
+        path.write_bytes(whole)
+    Run(copied).model()
+
+
+@pytest.mark.parametrize('names', [['../../elsewhere'], ['/etc'], ['..'], ['a/b']])
+def test_nothing_in_a_record_leads_out_of_its_folder(copied, names):
+    record = json.loads((copied/'record.json').read_text())
+    (copied/'record.json').write_text(json.dumps({**record, 'adapters': names}))
+    with pytest.raises(HatenbError, match='no name of an adapter'): Run(copied).model()
+    (copied/'record.json').write_text(json.dumps({**record, 'files': {**record['files'], 'adapters/../../x': 'y'}}))
+    with pytest.raises(HatenbError, match='outside its folder'): Run(copied).model()
+
+
+def test_opening_makes_nothing(tmp_path):
+    "A joined run whose source is gone is not made again"
+    config = RunConfig(('mini/label', 'mini/target'), strategy='join', sources=[dict(tasks=[t], baseline='majority') for t in ('mini/label', 'mini/target')])
+    joined = make_run(config, tmp_path)
+    assert [r.name for r in Run(tmp_path/joined['name']).parts()] == joined['sources']
+    shutil.rmtree(tmp_path/joined['sources'][0])
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(HatenbError, match='never finished'): Run(tmp_path/joined['name']).parts()
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+# ---- workers
+
+SMALL = dict(limit=48, adapter_options=dict(r=2), train=dict(epochs=2, batch_size=8, checkpoint_steps=1))
+
+
+def small_study(): return Study.from_dict(dict(name='workers', base=SMALL, runs=[
+    dict(tasks=[['mini/label'], ['mini/target']]), dict(tasks=['mini/label', 'mini/target'], strategy='merge', sources={})]))
+
+
+def without_times(record): return {k: record[k] for k in ('id', 'name', 'config', 'metrics', 'corpora')}
+
+
+def test_a_killed_worker_is_replaced_and_sources_come_first(tmp_path):
+    import multiprocessing, signal, threading, time
+    out, killed = {}, []
+    def go(): out['records'] = run_study(small_study(), tmp_path/'together', workers=2)
+    thread = threading.Thread(target=go)
+    thread.start()
+    while thread.is_alive() and not killed:
+        if list((tmp_path/'together').glob('*/checkpoint.safetensors')):          # somebody is in the middle of it
+            victim = multiprocessing.active_children()[0]
+            os.kill(victim.pid, signal.SIGKILL)
+            killed.append(victim.pid)
+        time.sleep(.02)
+    thread.join(300)
+    assert killed and not thread.is_alive()
+    alone = run_study(small_study(), tmp_path/'alone')
+    assert [without_times(r) for r in out['records']] == [without_times(r) for r in json.loads(json.dumps(alone))]
+    assert not [p for p in multiprocessing.active_children() if p.is_alive()]
+
+
+def test_what_fails_in_a_worker_is_told_and_what_needs_it_is_not_made(tmp_path):
+    bad = dict(tasks=['mini/label'], baseline='tfidf', limit=1)
+    study = Study.from_dict(dict(name='workers', runs=[dict(tasks=['mini/label'], baseline='majority'), bad, dict(tasks=['mini/label'], strategy='join', sources=[bad])]))
+    with pytest.raises(HatenbError, match='2 of 3 runs failed') as e: run_study(study, tmp_path, workers=2)
+    assert 'its source' in str(e.value) and len(read_records(tmp_path)) == 1
+
+
+def test_ctrl_c_leaves_what_can_be_resumed(tmp_path):
+    import signal, time
+    code = ("import json, sys; from hatenb.studies import Study, run_study\n"
+            "if __name__ == '__main__': run_study(Study.from_dict(json.loads(sys.argv[1])), sys.argv[2], workers=2)")
+    (tmp_path/'go.py').write_text(code)
+    d = dict(name='workers', base={**SMALL, 'train': {**SMALL['train'], 'epochs': 30}}, runs=[dict(tasks=[['mini/label'], ['mini/target']])])
+    p = subprocess.Popen([sys.executable, str(tmp_path/'go.py'), json.dumps(d), str(tmp_path/'runs')], stderr=subprocess.PIPE, env={**os.environ, 'HATENB_QUIET': '1'})
+    while p.poll() is None and not list((tmp_path/'runs').glob('*/checkpoint.safetensors')): time.sleep(.05)
+    p.send_signal(signal.SIGINT)
+    assert p.wait(60) != 0 and list((tmp_path/'runs').glob('*/checkpoint.safetensors')) and not list((tmp_path/'runs').glob('*/record.json'))
+    assert not list((tmp_path/'runs').rglob('*.tmp'))
+
+
 @pytest.mark.parametrize('file', sorted((Path(__file__).parent.parent/'studies').glob('*.toml')), ids=lambda f: f.stem)
 def test_every_study_of_the_project_can_be_read(file):
     study = Study.load(file)
-    assert study.name == file.stem and study.title and len({r.id for r in study.runs}) == len(study.runs) >= 1
+    assert study.name == file.stem and study.title and len({r.id for r in study.runs}) == len(study.runs) and (study.runs or study.studies)
