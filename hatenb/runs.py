@@ -46,13 +46,14 @@ def _refuse(value, kind, place):
     raise HatenbError(f'{shown if len(shown) < 60 else shown[:57] + "…"} is not {_called.get(kind, kind)}', place,
                       'Mend the file, or write it again.')
 
-# %% ../nbs/10_runs.ipynb #cecf13cd
+# %% ../nbs/10_runs.ipynb #6c3a8ba2
 def _check_plain(value, kind, place):
     "int, float, str, bool, None, dict, list, tuple; a number is finite, but a setting may be infinity, which JSON holds as text"
     if kind is float and value == 'Infinity': return
     fits = dict(float=(int, float), tuple=(list, tuple)).get(kind.__name__, kind)
     if not isinstance(value, fits) or isinstance(value, bool) and kind in (int, float): _refuse(value, kind, place)
-    if isinstance(value, float) and math.isnan(value): _refuse(value, kind, place)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and (value != value or abs(value) > 2**63 and value != math.inf): _refuse(value, kind, place)
 
 # %% ../nbs/10_runs.ipynb #642cd719
 def _check_members(value, members, place):
@@ -91,7 +92,7 @@ def check_type(
     elif origin in (list, tuple):
         for i,v in enumerate(value): check_type(v, args[0], f'{place}, {i+1}')
 
-# %% ../nbs/10_runs.ipynb #1541eef4
+# %% ../nbs/10_runs.ipynb #8809ad1c
 @dataclass(frozen=True)
 class RunConfig:
     "Everything that decides a run's result; raises `HatenbError` for what cannot be"
@@ -141,7 +142,9 @@ class RunConfig:
         "Build a configuration from JSON or TOML; raises `HatenbError` for unknown keys and values of another type"
         check_type(d, dict, f'{place}')
         d = dict(d)
-        if isinstance(d.get('train'), dict): d['train'] = _from_dict(TrainConfig, d['train'], f'{place}, train')
+        if not isinstance(d.get('train', {}), TrainConfig):
+            check_type(d.get('train', {}), dict, f'{place}, train')
+            d['train'] = _from_dict(TrainConfig, d.get('train', {}), f'{place}, train')
         return _from_dict(cls, d, place)
 
 # %% ../nbs/10_runs.ipynb #574fc3fd

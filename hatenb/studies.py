@@ -59,7 +59,7 @@ def random_draws(
     "`n` random choices of the lists and ranges in `d`"
     return [{k: _draw_one(k, v, np.random.default_rng(derive_seed(seed, 'draw', i, k))) for k,v in d.items()} for i in range(n)]
 
-# %% ../nbs/10c_studies.ipynb #3be5ffeb
+# %% ../nbs/10c_studies.ipynb #cdbf060d
 def _merge(a, b):
     "`b` over `a`, tables merged"
     return {**a, **{k: _merge(a[k], v) if isinstance(v, dict) and isinstance(a.get(k), dict) else v for k,v in b.items()}}
@@ -81,7 +81,7 @@ def _expand_run(base, r):
     base,whole = _base_of(base, r),base
     given = _merge(base, {k: v for k,v in r.items() if k not in ('sources','draws','title')})
     for c in random_draws(given, r['draws']) if 'draws' in r else expand(given):
-        yield {**c, 'sources': _sources_of(whole, r['sources'], c['tasks'])} if r.get('sources') else c
+        yield {**c, 'sources': _sources_of(whole, r['sources'], c['tasks'])} if r.get('sources') or isinstance(r.get('sources'), dict) else c
 
 # %% ../nbs/10c_studies.ipynb #78210b94
 @dataclass

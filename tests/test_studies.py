@@ -370,7 +370,8 @@ def test_a_name_says_what_differs_and_is_the_same_whatever_the_order():
     b = dataclasses.replace(a, strategy_options=dict(rank=16, learn='heads', rule='knots'))
     assert a.name == b.name == 'minilm-label+target-merge-knots-heads-rank16-bf16-s0' and a.id == b.id
     assert RunConfig(('mini/label',), train=TrainConfig(lr=1e-3), seed=3).name == 'minilm-mini.label-lr0.001-s3'
-    assert a.id[:6] in dataclasses.replace(a, sources=('runs/a', 'runs/b')).name       # what cannot be said in words
+    other = dataclasses.replace(a, sources=('runs/a', 'runs/b'))
+    assert other.id[:6] in other.name                                                  # what cannot be said in words
 
 
 def test_all_studies_have_names_of_their_own():
