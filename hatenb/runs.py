@@ -414,7 +414,7 @@ class Record(TypedDict):
     sources: NotRequired[list[str]]             # names of the runs that it is made of
     evaluated: NotRequired[Provenance]          # by what its metrics were computed again
 
-# %% ../nbs/10_runs.ipynb #1e25df23
+# %% ../nbs/10_runs.ipynb #8eb69f68
 def check_record(
     record:Any,
     place:str|Path='the record',
@@ -432,7 +432,9 @@ def _check_metrics(values, task, place):
     "The main metric is there, and each metric is a `Value`"
     kind = kind_of(task)
     if kind.main not in values: raise HatenbError(f'{kind.main!r} is missing', place, 'Evaluate the run again.')
-    for m in set(kind.metrics(task.question)) & set(values): check_type(values[m], Value, f'{place}, {m}')
+    for m in set(kind.metrics(task.question)) & set(values):
+        check_type(values[m], Value, f'{place}, {m}')
+        if (values[m]['low'] is None) != (values[m]['high'] is None): _refuse(None, float, f'{place}, {m}, interval')
 
 # %% ../nbs/10_runs.ipynb #4c055f27
 def read_record(path:str|Path) -> Record:
