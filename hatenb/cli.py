@@ -93,25 +93,9 @@ def _aligned(column, words):
 
 # %% ../nbs/13_cli.ipynb #d3de9379
 def _results(records):
-    "The test metrics of runs as a table, a star at the best of a column"
-    import pandas as pd
-    from hatenb.evaluation import metric_of
-    from hatenb.reports import best_of, results_rows
-    rows = results_rows(records)
-    several = len({c.split()[0].rpartition('/')[0] for c in rows if ' ' in c}) > 1
-    out = {'run': rows['method']} | {c: rows[c] for c in ('tasks', 'encoder', 'weights', 'seed') if c in rows}
-    for c in (c for c in rows if ' ' in c):
-        task, metric = c.split()
-        title = f'{task if several else task.rpartition("/")[2]} {metric_of(task, metric).label}'
-        out[title] = [_value(v, b) for v,b in zip(rows[c], best_of(rows, c))]
-    for c,title in dict(trainable_parameters='trained parameters', posts_per_second='posts/s, training').items():
-        if c in rows: out[title] = [f'{v:,.0f}' if v == v and v is not None else '–' for v in rows[c]]
-    return _table(pd.DataFrame(out)) + '\n* the best of its column, or one whose 95 % interval reaches it'
-
-def _value(v, best):
-    "A metric with three digits, a star where it is the best; – where a run was not asked"
-    if not isinstance(v, tuple): return '– '
-    return f'{v[0]:.3f}' + ('*' if best else ' ')
+    "The main test metrics of runs as a table no wider than a terminal, a star at the best of a column"
+    from hatenb.reports import results_text
+    return results_text(records)
 
 # %% ../nbs/13_cli.ipynb #d150e2bd
 @app.command('corpora')
@@ -146,7 +130,7 @@ def _option(f):
     return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 def _run_options():
-    from hatenb.studies import RunConfig
+    from hatenb.runs import RunConfig
     from hatenb.training import TrainConfig
     fields = [f for c in (RunConfig, TrainConfig) for f in dataclasses.fields(c)]
     return [_option(f) for f in fields if f.name not in ('tasks', 'train')]
@@ -161,7 +145,7 @@ def _with_options(f, more):
 # %% ../nbs/13_cli.ipynb #738ae50b
 def _config(tasks, values):
     "The run's configuration from the command line's values"
-    from hatenb.studies import RunConfig
+    from hatenb.runs import RunConfig
     from hatenb.training import TrainConfig
     fields = {f.name: f for c in (RunConfig, TrainConfig) for f in dataclasses.fields(c)}
     of_training = {f.name for f in dataclasses.fields(TrainConfig)}
@@ -183,49 +167,36 @@ def _run(
     tasks:Annotated[list[str], typer.Argument(help='e.g. label target, mini/label, target:1/4')],
     **values):
     "Make one run (or read it, if it is finished); any field of its configuration is an option"
-    from hatenb.studies import run
+    from hatenb.making import make_run
+    from hatenb.runs import run_folder
     config = _config(tasks, values)
-    print(config.id, file=sys.stderr)
-    record = run(config)
+    print(config.name, file=sys.stderr)
+    record = make_run(config)
     print(_results([record]))
-    print(f'record: {settings().runs_path/config.id/"record.json"}')
-
-# %% ../nbs/13_cli.ipynb #c59e8af0
-def _make_quietly(config, modules):
-    "Make a run in a process of its own; what goes wrong is met and told again by `run_study`"
-    from hatenb.studies import RunConfig, run
-    _import_plugins(modules)
-    with contextlib.suppress(HatenbError): run(RunConfig.from_dict(config))
-
-def _make_runs(configs, workers, modules):
-    "Make runs in several processes, sources before what is made of them"
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    os.environ['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1)//workers))
-    sources = [s for c in configs for s in c['sources'] if isinstance(s, dict)]
-    stages = sources + [c for c in configs if not c['sources']], [c for c in configs if c['sources']]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
-        for stage in stages: list(pool.map(_make_quietly, _distinct(stage), [modules]*len(stage)))
-
-def _distinct(configs): return list({json.dumps(c, sort_keys=True): c for c in configs}.values())
+    print(f'record: {run_folder(config).record_file}')
 
 # %% ../nbs/13_cli.ipynb #38b932b9
 @app.command('study')
 def _study(
-    ctx:typer.Context,
     path:Annotated[Path, typer.Argument(help='a study file, e.g. studies/first.toml')],
     publish:Annotated[Optional[Path], typer.Option(help='copy records and predictions here, e.g. results')]=None,
     records_only:Annotated[bool, typer.Option(help='publish without predictions, which take much more room')]=False,
-    workers:Annotated[int, typer.Option(min=1, help='processes that make runs at the same time')]=1,
+    workers:Annotated[int, typer.Option(min=1, help='processes that make runs at once, each on its share of the cores')]=1,
+    compare:Annotated[bool, typer.Option(help='compute the comparisons that the study declares, among published records')]=False,
 ):
     "Run what a study is missing, go on with what was cut off, and print its table"
     from hatenb.studies import Study, publish as publish_records, run_study
     study = Study.load(path)
-    if workers > 1: _make_runs([c.to_dict() for c in study.runs], workers, ctx.parent.params.get('modules') or [])
-    records = run_study(study)
+    records = run_study(study, workers=workers)
     print(_results(records))
     for line in _best_on_validation(records): print(line)
     if publish: print(f'published {len(publish_records(records, publish, not records_only, study))} records to {publish}')
+    if compare: _print_comparisons(study, publish)
+
+def _print_comparisons(study, results):
+    "What a study's comparisons found; kept with the published study"
+    from hatenb.comparisons import compare_study
+    for c in compare_study(study, results): print(f'{c["name"]}: {len(c["rows"])} rows')
 
 def _best_on_validation(records):
     "A line for each set of tasks that several runs were trained for"

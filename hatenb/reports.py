@@ -8,8 +8,8 @@ Docs: https://hatenb.github.io/hatenb/reports.html.md"""
 __all__ = ['tables', 'palette', 'marks', 'strategy_styles', 'main', 'quality', 'further', 'everything', 'label_of',
            'strategy_label', 'method_name', 'tasks_name', 'run_names', 'results_rows', 'metric_columns', 'best_of',
            'text_table', 'results_text', 'results_html', 'metrics_html', 'comparison_text', 'pairs_html',
-           'results_markdown', 'best_by_strategy', 'published_records', 'strategy_style', 'results_figure',
-           'trained_tasks', 'curves_figure', 'write_report']
+           'results_markdown', 'best_by_strategy', 'published_records', 'train_part_note', 'strategy_style',
+           'results_figure', 'trained_tasks', 'curves_figure', 'write_report']
 
 # %% ../nbs/12_reports.ipynb #0a15c892
 import base64, collections, html, io, textwrap
@@ -360,6 +360,14 @@ def published_records(
     value = lambda v: dict(value=v, low=None, high=None)
     return [dict(id=r['name'], config=dict(tasks=list(r['metrics']), seed=0), cost={}, published=r['source'],
                  metrics=dict(test={t: {m: value(v) for m,v in ms.items()} for t,ms in r['metrics'].items()})) for r in rows]
+
+# %% ../nbs/12_reports.ipynb #6e902a12
+_rebuilt = '2cf7b8a43f4d13fa'     # checksum of the file whose train part was rebuilt
+
+def train_part_note(records:list[dict]) -> str:
+    "What pages say of records that were made on the rebuilt train part of HateXplain; empty for others"
+    old = any(r.get('corpora', {}).get('hatexplain', {}).get('checksum') == _rebuilt for r in records)
+    return "Made on a rebuilt train part of HateXplain; validation and test posts are the publisher's." if old else ''
 
 # %% ../nbs/12_reports.ipynb #b261369a
 palette = '#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9','#000000'
