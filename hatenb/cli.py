@@ -221,7 +221,7 @@ def _report(
     "Tables and plots of any records, as one self-contained page"
     from hatenb.core import read_json
     from hatenb.reports import write_report
-    from hatenb.studies import read_records
+    from hatenb.runs import read_records
     beside = read_json(published) if published else {}
     print(write_report(read_records(runs), out, title, [*beside.get('published', []), *beside.get('human', [])], every))
 
@@ -257,7 +257,8 @@ def _evaluate(
     runs:Annotated[list[Path], typer.Argument(help='run folders, or folders of runs, with their predictions')],
 ):
     "Evaluate finished runs again, by today's metrics; nothing is trained"
-    from hatenb.studies import read_records, reevaluate
+    from hatenb.making import reevaluate
+    from hatenb.runs import read_records
     for r in read_records(runs):
         found = reevaluate(r['folder'])
         print(r['id'], sum(len(ms) for ms in found['metrics']['test'].values()), 'metrics')

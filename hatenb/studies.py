@@ -9,29 +9,31 @@ __all__ = ['expand', 'random_draws', 'Study', 'Comparison', 'validation_score', 
            'registering_modules', 'run_study', 'demo_study', 'results_folder', 'PublishedStudy', 'study_path',
            'read_study', 'study_records', 'publish']
 
-# %% ../nbs/10c_studies.ipynb #7e0ff63a
-import dataclasses, importlib, itertools, multiprocessing, multiprocessing.connection, os, signal, sys, threading, tomllib
+# %% ../nbs/10c_studies.ipynb #bc373b34
+import dataclasses, importlib, itertools, multiprocessing, multiprocessing.connection, os, signal, sys, threading
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 # %% ../nbs/10c_studies.ipynb #b7b01bcf
 import numpy as np, torch
 from accelerate import Accelerator
 from fastcore.basics import patch
 
-# %% ../nbs/10c_studies.ipynb #e209b623
-from .core import (HatenbError, Registry, _origin, derive_seed, file_sha256, progress, read_json, resolve_device, resolve_dtype,
+# %% ../nbs/10c_studies.ipynb #8fe21551
+from .core import (HatenbError, Registry, _origin, derive_seed, file_sha256, progress, read_json, resolve_device,
+                         resolve_dtype,
                          settings, write_json)
 from .composing import strategies
 from .evaluation import main_metrics, save_predictions, watched_metrics, without_gold
 from .making import finished, make_run
-from .runs import Record, Run, RunConfig, RunFolder, check_type, read_record, read_records, run_folder
+from .runs import Run, RunConfig, RunFolder, check_type, read_record, run_folder
 from .tasks import task_keys
-from .training import TrainConfig
 
-# %% ../nbs/10c_studies.ipynb #62632fa1
-_lists = 'tasks','hidden','coefficients','layers','others'      # these are lists already; a list of them stands for several runs
+# %% ../nbs/10c_studies.ipynb #722f6d23
+# these are lists already; a list of them stands for several runs
+_lists = 'tasks','hidden','coefficients','layers','others'
 
 def expand(d:dict) -> list[dict]:
     "Every combination of the lists in `d` where one value is expected"
@@ -41,11 +43,12 @@ def expand(d:dict) -> list[dict]:
         return v if isinstance(v, list) else [v]
     return [dict(zip(d, values)) for values in itertools.product(*(_choices(k, v) for k,v in d.items()))]
 
-# %% ../nbs/10c_studies.ipynb #daa9d128
+# %% ../nbs/10c_studies.ipynb #92fabd22
 def _draw_one(k, v, rng):
     "One choice of what a key may be"
     if isinstance(v, dict) and {'low','high'} <= set(v) <= {'low','high','log'}:
-        x = np.exp(rng.uniform(np.log(v['low']), np.log(v['high']))) if v.get('log') else rng.uniform(v['low'], v['high'])
+        x = np.exp(rng.uniform(np.log(v['low']), np.log(v['high']))) if v.get('log') else rng.uniform(v['low'],
+                                                                                                      v['high'])
         return float(f'{x:.3g}')
     if isinstance(v, dict): return {a: _draw_one(a, b, rng) for a,b in v.items()}
     several = isinstance(v, list) and (k not in _lists or v and isinstance(v[0], list))
@@ -57,12 +60,14 @@ def random_draws(
     seed:int=0,
 ) -> list[dict]:
     "`n` random choices of the lists and ranges in `d`"
-    return [{k: _draw_one(k, v, np.random.default_rng(derive_seed(seed, 'draw', i, k))) for k,v in d.items()} for i in range(n)]
+    return [{k: _draw_one(k, v, np.random.default_rng(derive_seed(seed, 'draw', i, k))) for k,v in d.items()}
+            for i in range(n)]
 
-# %% ../nbs/10c_studies.ipynb #cdbf060d
+# %% ../nbs/10c_studies.ipynb #7581b426
 def _merge(a, b):
     "`b` over `a`, tables merged"
-    return {**a, **{k: _merge(a[k], v) if isinstance(v, dict) and isinstance(a.get(k), dict) else v for k,v in b.items()}}
+    def _one(k, v): return _merge(a[k], v) if isinstance(v, dict) and isinstance(a.get(k), dict) else v
+    return {**a, **{k: _one(k, v) for k,v in b.items()}}
 
 def _sources_of(base, sources, tasks):
     "`sources` given as a table are runs of their own, by default one for each task; tables in a list are one run each"
@@ -70,10 +75,12 @@ def _sources_of(base, sources, tasks):
     return [_merge(base, s) if isinstance(s, dict) else s for s in sources]
 
 def _base_of(base, r):
-    "The base without what a run has no use for: baselines, joined runs, and strategies of finished adapters make no adapter"
+    """The base without what a run has no use for: baselines, joined runs, and strategies of finished adapters make no
+    adapter"""
     strategy = r.get('strategy', base.get('strategy', 'shared'))
     names = [strategy] if isinstance(strategy, str) else strategy
-    if not r.get('baseline', base.get('baseline')) and any(n != 'join' and strategies[n].makes for n in names): return base
+    if not r.get('baseline', base.get('baseline')) and any(n != 'join' and strategies[n].makes for n in names):
+        return base
     return {k: v for k,v in base.items() if k not in ('adapter','adapter_options')}
 
 def _expand_run(base, r):
@@ -81,16 +88,18 @@ def _expand_run(base, r):
     base,whole = _base_of(base, r),base
     given = _merge(base, {k: v for k,v in r.items() if k not in ('sources','draws','title')})
     for c in random_draws(given, r['draws']) if 'draws' in r else expand(given):
-        yield {**c, 'sources': _sources_of(whole, r['sources'], c['tasks'])} if r.get('sources') or isinstance(r.get('sources'), dict) else c
+        yield {**c, 'sources': _sources_of(whole, r['sources'],
+                                           c['tasks'])} if r.get('sources') or isinstance(r.get('sources'), dict) else c
 
-# %% ../nbs/10c_studies.ipynb #78210b94
+# %% ../nbs/10c_studies.ipynb #f8ed442f
 @dataclass
 class Study:
     "A named list of runs with its plan"
     name: str
     runs: list[RunConfig]                # none, where it only compares runs of other studies
     title: str = ''
-    plan: str = ''                       # in words: what is asked, how each side is tuned, how many seeds, and what was departed from
+    # in words: what is asked, how each side is tuned, how many seeds, and what was departed from
+    plan: str = ''
     titles: dict[str,str] = field(default_factory=dict)   # id of a run → what tables call it
     comparisons: list[dict] = field(default_factory=list) # see `Comparison`
     studies: list[str] = field(default_factory=list)      # whose published runs it is made of, besides its own
@@ -99,15 +108,17 @@ class Study:
     @property
     def configs(self) -> dict[str,RunConfig]: return {r.id: r for r in self.runs}
 
-# %% ../nbs/10c_studies.ipynb #f25a0f4f
+# %% ../nbs/10c_studies.ipynb #86c7e6f0
 class Comparison(TypedDict):
     "What is compared with what: every run of the study that fits `runs`, with a base, over the same test posts"
     name: str                         # e.g. plain, tuned
     runs: NotRequired[dict]           # settings that a run has; a list: one of these
     best: NotRequired[bool]           # only the one of these that did best on validation
     base: NotRequired[dict]           # settings that its base has
-    same: NotRequired[list[str]]      # settings in which the base is like the run, e.g. train.lr; all others are at their defaults,
-    free: NotRequired[list[str]]      # but for these: of several bases the one that did best on validation is taken; all: any
+    # settings in which the base is like the run, e.g. train.lr; all others are at their defaults,
+    same: NotRequired[list[str]]
+    # but for these: of several bases the one that did best on validation is taken; all: any
+    free: NotRequired[list[str]]
     apart: NotRequired[bool]          # a base for each task of the run
     studies: NotRequired[list[str]]   # where bases are looked for, besides the study
     all_metrics: NotRequired[bool]    # not only the metric that stands for each task
@@ -117,15 +128,18 @@ _most_runs = 10_000
 def _configs(base, r, place):
     "The configurations of one `[[runs]]`; whatever is wrong with it is one error"
     check_type(r.get('draws', 1), int, f'{place}, draws')
-    if not 0 < r.get('draws', 1) <= _most_runs: raise HatenbError(f'draws = {r["draws"]}', place, f'Take 1 to {_most_runs}.')
+    if not 0 < r.get('draws', 1) <= _most_runs:
+        raise HatenbError(f'draws = {r["draws"]}', place, f'Take 1 to {_most_runs}.')
     try: found = list(itertools.islice(_expand_run(base, r), _most_runs+1))
     except HatenbError: raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as e:
-        raise HatenbError(f'no runs can be made of this: {e!r}', place, 'Look at its lists, ranges and sources.') from None
+        raise HatenbError(f'no runs can be made of this: {e!r}', place,
+                          'Look at its lists, ranges and sources.') from None
     if len(found) > _most_runs: raise HatenbError('these are too many runs', place, f'Take {_most_runs} at most.')
     return [RunConfig.from_dict(c, place) for c in found]
 
-_study_keys = dict(name=str, title=str, plan=str, base=dict, runs=list[dict], comparisons=list[Comparison], studies=list[str])
+_study_keys = dict(name=str, title=str, plan=str, base=dict, runs=list[dict], comparisons=list[Comparison],
+                   studies=list[str])
 
 @patch(cls_method=True)
 def from_dict(cls:Study, d:dict, place='the study') -> Study:
@@ -159,9 +173,10 @@ def load(cls:Study, path:str|Path) -> Study:
         raise HatenbError(f'the study cannot be read: {e}', path, 'Mend the file.') from None
     return dataclasses.replace(cls.from_dict(d, path), file=file_sha256(path))
 
-# %% ../nbs/10c_studies.ipynb #553d3c2e
+# %% ../nbs/10c_studies.ipynb #1deff2f8
 def validation_score(record:dict) -> float:
-    "Mean of the metrics that training watches, on validation posts; of the main ones in a record that is older than they are"
+    """Mean of the metrics that training watches, on validation posts; of the main ones in a record that is older than
+    they are"""
     found = record['metrics']['validation']
     try: return float(np.mean([*watched_metrics(found).values()]))
     except KeyError: return float(np.mean([*main_metrics(found).values()]))
@@ -171,7 +186,8 @@ def chosen_run(
 ) -> dict:
     "The record with the highest validation score; raises `HatenbError` where there is none or the tasks differ"
     scored = [r for r in records if r.get('metrics', {}).get('validation')]
-    if not scored: raise HatenbError('none of the runs was scored on validation posts', 'records', 'Give runs that were made.')
+    if not scored:
+        raise HatenbError('none of the runs was scored on validation posts', 'records', 'Give runs that were made.')
     if len({tuple(sorted(r['metrics']['validation'])) for r in scored}) > 1:
         raise HatenbError('the runs answer different tasks', 'records', 'Choose among runs of the same tasks.')
     return max(scored, key=validation_score)
@@ -186,7 +202,7 @@ def _one_by_one(study, runs_path, accelerator):
         except HatenbError as e: failed[config.name] = str(e)
     return failed
 
-# %% ../nbs/10c_studies.ipynb #7790c5a8
+# %% ../nbs/10c_studies.ipynb #d8eb221b
 def _with_sources(configs) -> dict[str,tuple[RunConfig,set[str]]]: # id → configuration, ids of its sources
     "All runs of a study, and those that they are made of"
     out = {}
@@ -200,7 +216,8 @@ def core_shares(
     cores:list[int]|None=None, # (default: those that this process may use)
 ) -> list[list[int]]: # worker → its cores
     "The cores dealt out to workers, at least one each"
-    if cores is None: cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
+    if cores is None and hasattr(os, 'sched_getaffinity'): cores = sorted(os.sched_getaffinity(0))
+    cores = cores or list(range(os.cpu_count() or 1))
     if workers >= len(cores): return [[cores[i % len(cores)]] for i in range(workers)]
     return [x.tolist() for x in np.array_split(cores, workers)]
 
@@ -329,16 +346,18 @@ def _together(study, runs_path, workers):
         for w in pool: w.end()
     return {queue.runs[i][0].name: why for i,why in queue.failed.items()}
 
-# %% ../nbs/10c_studies.ipynb #8f945623
+# %% ../nbs/10c_studies.ipynb #bddce120
 def run_study(
     study:Study,
     runs_path:str|Path|None=None, # where runs live (default: the setting)
     accelerator:Accelerator|None=None,
     workers:int=1,                # processes that make runs at once, each on its share of the cores
 ) -> list[dict]: # in the study's order, each with its `folder`
-    "The records of a study; makes what is missing, goes on with what was cut off; raises `HatenbError` at the end if a run failed"
+    """The records of a study; makes what is missing, goes on with what was cut off; raises `HatenbError` at the end if
+    a run failed"""
     runs_path = Path(runs_path or settings().runs_path)
-    if workers > 1 and accelerator: raise HatenbError('workers make their own accelerators', 'workers', 'Leave one of them out.')
+    if workers > 1 and accelerator:
+        raise HatenbError('workers make their own accelerators', 'workers', 'Leave one of them out.')
     failed = _together(study, runs_path, workers) if workers > 1 else _one_by_one(study, runs_path, accelerator)
     if failed:
         lines = '\n'.join(f'{name}: {why}' for name,why in failed.items())
@@ -348,7 +367,7 @@ def run_study(
     folders = [run_folder(c, runs_path) for c in study.runs]
     return [*({**read_record(f.record_file), 'folder': str(f.folder)} for f in folders), *more]
 
-# %% ../nbs/10c_studies.ipynb #9fc897b0
+# %% ../nbs/10c_studies.ipynb #d6579370
 def demo_study(
     real:bool,            # take the real corpora, cut to `limit` posts a split, instead of the mini ones
     limit:int|None=None,  # posts of each split
@@ -359,19 +378,23 @@ def demo_study(
              ['mini/label','mini/target','mini/rationale','mini_mhs/score'])
     dtype = str(resolve_dtype(settings().dtype, resolve_device(settings().device))).removeprefix('torch.')
     train = dict(epochs=epochs or (2 if real else 6), batch_size=16, lr=1e-3 if real else 2e-3, head_lr=5e-3)
-    base = dict(encoder=settings().encoder, dtype=dtype, train=train) | (dict(limit=limit or 1000) if real or limit else {})
+    base = dict(encoder=settings().encoder, dtype=dtype, train=train) | (dict(limit=limit or 1000) if real or limit
+                                                                         else {})
     def _neural(ts):                    # so few posts hardly name a community: count those that do for more
-        heads = dict(heads=dict(target=dict(loss_options=dict(balance=.5)))) if any(t.endswith('/target') for t in ts) else {}
+        heads = dict(heads=dict(target=dict(loss_options=dict(balance=.5)))) if any(t.endswith('/target')
+                                                                                    for t in ts) else {}
         return dict(tasks=ts, quantization=['none','nf4'], **heads)
-    runs = [dict(tasks=tasks, baseline=['majority','tfidf'], train={}), *(_neural(ts) for ts in (*([t] for t in tasks), tasks))]
+    runs = [dict(tasks=tasks, baseline=['majority','tfidf'], train={}),
+            *(_neural(ts) for ts in (*([t] for t in tasks), tasks))]
     return Study.from_dict(dict(name='demo', title='The comparison in small', base=base, runs=runs))
 
-# %% ../nbs/10c_studies.ipynb #fe3a529e
+# %% ../nbs/10c_studies.ipynb #3dd908bf
 def results_folder() -> Path:
     "The project's folder of published records, found by walking up from the working folder"
     for p in (Path.cwd(), *Path.cwd().parents):
         if (p/'results').is_dir() and (p/'studies').is_dir(): return p/'results'
-    raise HatenbError('there is no folder of published records', Path.cwd(), 'Work inside a clone of the project, or name a folder with records.')
+    raise HatenbError('there is no folder of published records', Path.cwd(),
+                      'Work inside a clone of the project, or name a folder with records.')
 
 # %% ../nbs/10c_studies.ipynb #126a634c
 class PublishedStudy(TypedDict):
@@ -405,7 +428,7 @@ def study_records(
     wanted = dict.fromkeys(r for n in names for r in read_study(n, results)['runs'])
     return [{**read_record(RunFolder(runs/n).record_file), 'folder': str(runs/n)} for n in wanted]
 
-# %% ../nbs/10c_studies.ipynb #7de62ec6
+# %% ../nbs/10c_studies.ipynb #1c4141b3
 def _publish_run(record, to, predictions):
     "Copy a run's record, and its predictions without gold"
     made,to = Run(record['folder']),RunFolder(to)
@@ -419,7 +442,8 @@ def _publish_study(study, names, results):
     "Write what is kept of a study; comparisons that are there stay"
     try: compared = read_study(study.name, results)['comparisons']
     except HatenbError: compared = []
-    kept = PublishedStudy(name=study.name, title=study.title, plan=study.plan, file=study.file, runs=names, titles=study.titles, comparisons=compared)
+    kept = PublishedStudy(name=study.name, title=study.title, plan=study.plan, file=study.file, runs=names,
+                          titles=study.titles, comparisons=compared)
     write_json(study_path(study.name, results), kept)
 
 # %% ../nbs/10c_studies.ipynb #02c75e5c
