@@ -8,10 +8,12 @@ from hatenb.batches import Posts, collate, encoded_corpus
 from hatenb.core import HatenbError, encoder_path
 from hatenb.encoder import load_encoder, tensor_digest
 from hatenb.evaluation import load_predictions
-from hatenb.heads import Task, make_head
+from hatenb.kinds import make_head
 from hatenb.making import make_run as run
-from hatenb.runs import RunConfig, Run
-from hatenb.training import Model, TrainConfig, Trainer, predict
+from hatenb.model import Model
+from hatenb.runs import Run, RunConfig
+from hatenb.tasks import Task
+from hatenb.training import TrainConfig, Trainer, predict
 
 TEXT = dict(tasks=['mini/text', 'mini_mhs/text'], adapter='seq_bn', adapter_options=dict(reduction_factor=48), limit=48, train=dict(epochs=2, batch_size=16, head_warmup=2))
 STACK = dict(tasks=['mini/label', 'mini/rationale'], strategy='stack', adapter='seq_bn', adapter_options=dict(reduction_factor=48), sources=[TEXT], limit=48, train=dict(epochs=1, batch_size=16))
@@ -32,7 +34,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def text_model(encoder): return Model(encoder, [make_head(Task.parse('mini/text'), encoder.width, {})])
+def text_model(encoder): return Model(encoder, [make_head(Task.parse('mini/text'), encoder.width, {'text': {}})])
 
 
 def mini_posts(encoder, n=24): return {'mini': Posts(encoded_corpus('mini', encoder.tokenizer)['train'].select(range(n)), 'mini', encoder.tokenizer.pad_token_id)}
@@ -126,4 +128,4 @@ def test_tasks_stacked_on_what_was_learned_from_texts(tmp_path):
 def test_what_cannot_be_asked_of_texts(tmp_path):
     with pytest.raises(HatenbError, match='cannot share its posts'): RunConfig.from_dict(dict(tasks=['mini/text', 'mini/label']))
     with pytest.raises(HatenbError, match='lora cannot be stacked'): run(RunConfig.from_dict({**STACK, 'adapter': 'lora', 'adapter_options': {}, 'limit': 8}), tmp_path)
-    with pytest.raises(HatenbError, match='guess no words'): run(RunConfig.from_dict(dict(tasks=['mini/text'], baseline='majority')), tmp_path)
+    with pytest.raises(HatenbError, match='do not answer this kind'): run(RunConfig.from_dict(dict(tasks=['mini/text'], baseline='majority')), tmp_path)
