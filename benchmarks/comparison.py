@@ -6,7 +6,7 @@ from hatenb.evaluation import compare
 from hatenb.evaluation import evaluate, load_predictions
 from hatenb.studies import results_folder
 
-RUNS = 'label+target+rationale-lora-s0-4ae5600c49', 'label+target+rationale-seq_bn-s0-d884b0e9d9'
+RUNS = 'minilm-label+target+rationale-bf16-s0', 'minilm-label+target+rationale-seq_bn-bf16-lr0.001-s0'
 
 
 def timed(f, times: int = 3) -> tuple[dict, object]:
@@ -23,7 +23,7 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--resamples', type=int, default=10_000)
     args = p.parse_args()
-    folders = [results_folder()/'first'/r/'predictions'/'test.parquet' for r in RUNS]
+    folders = [results_folder()/'runs'/r/'predictions'/'test.parquet' for r in RUNS]
     reading, tables = timed(lambda: [load_predictions(f, 'test') for f in folders], 1)
     figures = dict(posts=len(tables[0]), runs=list(RUNS), threads=os.environ.get('OMP_NUM_THREADS', 'all'), reading_two_tables_with_their_gold=reading)
     for n in (0, 1000): figures[f'evaluate, {n} resamples'] = timed(lambda: evaluate(tables[0], n))[0]

@@ -9,9 +9,9 @@ __version__ = '0.1.0'
 _face = {
     'load_corpus': 'corpora', 'show': 'corpora',
     'Task': 'tasks',
-    'RunConfig': 'studies', 'Study': 'studies', 'run_study': 'studies',
+    'RunConfig': 'runs', 'Study': 'studies', 'run_study': 'studies',
     'load_encoder': 'encoder', 'merge_adapters': 'merging',
-    'evaluate': 'evaluation', 'compare': 'comparison',
+    'evaluate': 'evaluation', 'compare': 'evaluation',
     'Detector': 'detector',
 }
 __all__ = [*_face]

@@ -175,40 +175,18 @@ def _run(
     print(_results([record]))
     print(f'record: {run_folder(config).record_file}')
 
-# %% ../nbs/13_cli.ipynb #c59e8af0
-def _make_quietly(config, modules):
-    "Make a run in a process of its own; what goes wrong is met and told again by `run_study`"
-    from hatenb.making import make_run
-    from hatenb.runs import RunConfig
-    _import_plugins(modules)
-    with contextlib.suppress(HatenbError): make_run(RunConfig.from_dict(config))
-
-def _make_runs(configs, workers, modules):
-    "Make runs in several processes, sources before what is made of them"
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    os.environ['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1)//workers))
-    sources = [s for c in configs for s in c['sources'] if isinstance(s, dict)]
-    stages = sources + [c for c in configs if not c['sources']], [c for c in configs if c['sources']]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
-        for stage in stages: list(pool.map(_make_quietly, _distinct(stage), [modules]*len(stage)))
-
-def _distinct(configs): return list({json.dumps(c, sort_keys=True): c for c in configs}.values())
-
 # %% ../nbs/13_cli.ipynb #38b932b9
 @app.command('study')
 def _study(
-    ctx:typer.Context,
     path:Annotated[Path, typer.Argument(help='a study file, e.g. studies/first.toml')],
     publish:Annotated[Optional[Path], typer.Option(help='copy records and predictions here, e.g. results')]=None,
     records_only:Annotated[bool, typer.Option(help='publish without predictions, which take much more room')]=False,
-    workers:Annotated[int, typer.Option(min=1, help='processes that make runs at the same time')]=1,
+    workers:Annotated[int, typer.Option(min=1, help='processes that make runs at once, each on its share of the cores')]=1,
 ):
     "Run what a study is missing, go on with what was cut off, and print its table"
     from hatenb.studies import Study, publish as publish_records, run_study
     study = Study.load(path)
-    if workers > 1: _make_runs([c.to_dict() for c in study.runs], workers, ctx.parent.params.get('modules') or [])
-    records = run_study(study)
+    records = run_study(study, workers=workers)
     print(_results(records, study.titles))
     for line in _best_on_validation(records): print(line)
     if publish: print(f'published {len(publish_records(records, publish, not records_only, study))} records to {publish}')

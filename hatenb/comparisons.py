@@ -8,16 +8,16 @@ Docs: https://hatenb.github.io/hatenb/comparisons.html.md"""
 __all__ = ['has_settings', 'is_base', 'base_of', 'sides_of', 'find_predictions', 'values_digest', 'is_stale', 'compare_study',
            'comparisons_table']
 
-# %% ../nbs/10d_comparisons.ipynb #23ace899
-import itertools, warnings
+# %% ../nbs/10d_comparisons.ipynb #e9977117
+import warnings
 from pathlib import Path
 from typing import Iterator
 
 # %% ../nbs/10d_comparisons.ipynb #1b9ea9fc
 import numpy as np, pandas as pd
 
-# %% ../nbs/10d_comparisons.ipynb #e5c07f7e
-from .core import HatenbError, digest, settings, write_json
+# %% ../nbs/10d_comparisons.ipynb #9892ebf4
+from .core import digest, settings, write_json
 from .evaluation import compare, planned_family, seed_groups
 from .runs import Run, RunConfig, RunFolder, flat_settings, strategy_of
 from .studies import Comparison, Study, read_study, results_folder, study_path, study_records, validation_score
@@ -94,7 +94,7 @@ def sides_of(
             base = base_of(side, ts, comparison, _distinct([*records, *others]))
             if base: yield side, base, ts
 
-# %% ../nbs/10d_comparisons.ipynb #bc8ab014
+# %% ../nbs/10d_comparisons.ipynb #dfe9584d
 def find_predictions(
     record:dict,
     places:list[Path], # folders of runs
@@ -109,7 +109,8 @@ def _table(side, base, comparison, places):
     "The differences of two sides; none where predictions are gone"
     tables = [[find_predictions(r, places) for r in rs] for rs in (base, side)]
     if any(t is None for ts in tables for t in ts): return None
-    shared = set.intersection(*(set(t['corpus']) for ts in tables for t in ts))      # a single-task run has posts of one corpus
+    # a single-task run has posts of one corpus
+    shared = set.intersection(*(set(t['corpus']) for ts in tables for t in ts))
     a,b = ([t[t['corpus'].isin(shared)] for t in ts] for ts in tables)
     return compare(a, b, main=not comparison.get('all_metrics'))
 
@@ -133,12 +134,13 @@ def is_stale(row:dict, records:dict[str,dict]) -> bool: # name → record
     if any(n not in records for n in names): return True
     return values_digest([records[n] for n in names], {(r['task'], r['metric']) for r in row['table']}) != row['digest']
 
-# %% ../nbs/10d_comparisons.ipynb #bb324b0e
+# %% ../nbs/10d_comparisons.ipynb #3e6fb48f
 def _corrected(rows):
     "The rows of a comparison, corrected together"
     if not rows: return []
     tables = {str(i): pd.DataFrame(r['table']) for i,r in enumerate(rows)}
-    if any('equivalence' not in t for t in tables.values()): return rows      # of a time before that test: as they were corrected then
+    if any('equivalence' not in t for t in tables.values()):
+        return rows      # of a time before that test: as they were corrected then
     family = planned_family(tables)
     tables = {i: t.drop(columns='comparison').to_dict('records') for i,t in family.groupby('comparison')}
     return [r | dict(table=[{k: v for k,v in x.items() if v == v} for x in tables[str(i)]]) for i,r in enumerate(rows)]
@@ -149,14 +151,14 @@ def _kept(before, name, side, base, records):
     rows = [r for c in before if c['name'] == name for r in c['rows'] if (r['runs'], r['base']) == names]
     return next((r for r in rows if not is_stale(r, records)), None)
 
-# %% ../nbs/10d_comparisons.ipynb #989e745e
+# %% ../nbs/10d_comparisons.ipynb #ebb309d3
 def compare_study(
     study:Study,
     results:str|Path|None=None,   # the folder of published results
     runs_path:str|Path|None=None, # where runs with their predictions lie (default: the setting)
 ) -> list[dict]: # comparisons: name, rows: runs, base, digest, table
-    """What the study declares, computed from predictions and kept with the study; rows whose predictions are gone stay as
-    long as the records say the same, others are reported and left out"""
+    """What the study declares, computed from predictions and kept with the study; rows whose predictions are gone
+    stay as long as the records say the same, others are reported and left out"""
     results = Path(results or results_folder())
     published,places = read_study(study.name, results),[Path(runs_path or settings().runs_path), results/'runs']
     records,out = study_records(study.name, results=results),[]
@@ -174,7 +176,7 @@ def compare_study(
     write_json(study_path(study.name, results), published | dict(comparisons=out))
     return out
 
-# %% ../nbs/10d_comparisons.ipynb #80e2096b
+# %% ../nbs/10d_comparisons.ipynb #54a07cfa
 def comparisons_table(
     study:str,  # its name
     results:str|Path|None=None,
@@ -186,6 +188,7 @@ def comparisons_table(
         for row in c['rows']:
             for n in {*row['runs'], *row['base']}-set(records):
                 if RunFolder(results/'runs'/n).finished: records[n] = Run(results/'runs'/n).record
-            if is_stale(row, records): warnings.warn(f'stale, and left out: {row["runs"][0]} against {row["base"][0]} in {study}')
+            who = f'{row["runs"][0]} against {row["base"][0]} in {study}'
+            if is_stale(row, records): warnings.warn(f'stale, and left out: {who}')
             else: out += [dict(against=c['name'], run=row['runs'][0], base=row['base'][0], **t) for t in row['table']]
     return pd.DataFrame(out)

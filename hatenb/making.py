@@ -8,33 +8,33 @@ Docs: https://hatenb.github.io/hatenb/making.html.md"""
 __all__ = ['run_corpora', 'load_sources', 'run_encoder', 'peak_memory', 'forget_peak', 'finished', 'make_sources', 'make_run',
            'reevaluate']
 
-# %% ../nbs/10b_making.ipynb #8243b210
+# %% ../nbs/10b_making.ipynb #a9a07270
 import gc, itertools, resource, sys, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-# %% ../nbs/10b_making.ipynb #1b256983
-import numpy as np, pandas as pd, torch
+# %% ../nbs/10b_making.ipynb #1062a1f1
+import numpy as np, torch
 from accelerate import Accelerator
 from datasets import DatasetDict, concatenate_datasets
 from filelock import FileLock, Timeout
 
-# %% ../nbs/10b_making.ipynb #3d590a4e
+# %% ../nbs/10b_making.ipynb #f2e47e83
 from .balancing import make_balancer
 from .baselines import baseline_tables
 from .batches import Posts, augmented, encode, encoded_corpus, truncation
 from .composing import adapter_name, fusion_attention
-from .core import (HatenbError, derive_seed, file_sha256, provenance, resolve_device, resolve_dtype, seed_everything,
+from .core import (HatenbError, file_sha256, provenance, resolve_device, resolve_dtype,
+                         seed_everything,
                          settings, write_json)
 from .corpora import corpus_checksum, load_corpus
 from .encoder import Encoder, load_encoder
-from .evaluation import evaluate, join_predictions, main_metrics, save_predictions, watched_metrics
+from .evaluation import evaluate, join_predictions, save_predictions, watched_metrics
 from .kinds import count_answers, has_gold, make_loss
-from .model import Model
 from .pretokenize import lexicon_counts, read_lexicon
 from .regularisers import make_regularisers
-from .runs import (Record, Run, RunConfig, RunFolder, check_record, read_record, run_folder, run_model, run_strategy,
+from .runs import (Record, Run, RunConfig, RunFolder, check_record, read_record, run_folder, run_model,
+                         run_strategy,
                          source_folders)
 from .tasks import Task
 from .training import Trainer, predict
@@ -55,13 +55,14 @@ def _check_gold(config, corpora):
             raise HatenbError(f'the corpus has no gold column {t.question.column!r} for this task', t.key,
                               'Ask this of a corpus that has it.')
 
-# %% ../nbs/10b_making.ipynb #0bb05669
+# %% ../nbs/10b_making.ipynb #7e7aef53
 def run_corpora(config:RunConfig, tokenizer) -> dict:
     "corpus → its encoded splits, cut to the run's limit; raises `HatenbError` where a corpus lacks the gold of a task"
     out = {}
     for c in config.corpora:
         out[c] = _cut(config, encoded_corpus(c, tokenizer, config.max_length))
-        if config.augment: out[c]['train'] = concatenate_datasets([out[c]['train'], _copies(config, c, out[c]['train'], tokenizer)])
+        train = out[c]['train']
+        if config.augment: out[c]['train'] = concatenate_datasets([train, _copies(config, c, train, tokenizer)])
         if config.lexicon: out[c] = {k: _with_features(d, config.lexicon) for k,d in out[c].items()}
     _check_gold(config, out)
     return out
@@ -74,18 +75,22 @@ def _copies(config, corpus, train, tokenizer):
     "Encoded changed copies of training posts"
     plain = train.remove_columns(['input_ids','token_word','words_cut'])
     try: more = augmented(plain, corpus, **config.augment)
-    except TypeError as e: raise HatenbError(f'the copies cannot be made so: {e}', 'augment', 'Look up the options of `augmented`.') from None
+    except TypeError as e:
+        raise HatenbError(f'the copies cannot be made so: {e}', 'augment',
+                          'Look up the options of `augmented`.') from None
     return encode(DatasetDict(train=more), tokenizer, config.max_length)['train']
 
-# %% ../nbs/10b_making.ipynb #d850052f
+# %% ../nbs/10b_making.ipynb #dc3e7510
 def _check_source(source, config, seen):
     if source.record.get('adapters') != ['shared']:
-        raise HatenbError(f'the source {source.name} has no single adapter to take', source.folder, 'Take runs with one adapter each.')
+        raise HatenbError(f'the source {source.name} has no single adapter to take', source.folder,
+                          'Take runs with one adapter each.')
     if source.config.encoder != config.encoder:
-        raise HatenbError(f'the source was trained on the encoder {source.config.encoder}, and this run has {config.encoder}',
+        raise HatenbError(f'the source was trained on {source.config.encoder}, and this run has {config.encoder}',
                           source.folder, 'Take sources of one encoder.')
     for t in source.config.tasks:
-        if t in seen: raise HatenbError(f'two sources answer the task {t}', f'{seen[t]} and {source.folder}', 'Take one of them.')
+        if t in seen:
+            raise HatenbError(f'two sources answer the task {t}', f'{seen[t]} and {source.folder}', 'Take one of them.')
         seen[t] = source.folder
 
 def load_sources(
@@ -100,10 +105,11 @@ def load_sources(
         name = encoder.load(source.adapters()['shared'], '-'.join(map(adapter_name, source.config.tasks)))
         names[name] = list(source.config.tasks)
     if sources and not run_strategy(config).trains and (new := [t for t in config.tasks if t not in seen]):
-        raise HatenbError(f'no source has a head for {new[0]}, and nothing is trained', 'sources', 'Add a source, or let the heads learn.')
+        raise HatenbError(f'no source has a head for {new[0]}, and nothing is trained', 'sources',
+                          'Add a source, or let the heads learn.')
     return names
 
-# %% ../nbs/10b_making.ipynb #c6b8eb66
+# %% ../nbs/10b_making.ipynb #ffddea10
 def run_encoder(
     config:RunConfig,
     device='cpu',
@@ -114,9 +120,11 @@ def run_encoder(
     encoder = load_encoder(config.encoder, config.quantization, resolve_dtype(config.dtype, device), device)
     places = getattr(encoder.model.config, 'max_position_embeddings', None)
     if places and config.max_length > places:
-        raise HatenbError(f'max_length = {config.max_length}, and the encoder has {places} places', config.encoder, f'Take {places} or fewer.')
+        raise HatenbError(f'max_length = {config.max_length}, and the encoder has {places} places', config.encoder,
+                          f'Take {places} or fewer.')
     strategy = run_strategy(config)
-    strategy.build(encoder, load_sources(encoder, config, sources), _read_posts(config, encoder.tokenizer, strategy.reads))
+    strategy.build(encoder, load_sources(encoder, config, sources),
+                   _read_posts(config, encoder.tokenizer, strategy.reads))
     return encoder
 
 def _read_posts(config, tokenizer, corpora):
@@ -124,14 +132,15 @@ def _read_posts(config, tokenizer, corpora):
     splits = {c: _cut(config, encoded_corpus(c, tokenizer, config.max_length)) for c in corpora}
     return {c: Posts(d['train'], c, tokenizer.pad_token_id) for c,d in splits.items()}
 
-# %% ../nbs/10b_making.ipynb #4bea5852
+# %% ../nbs/10b_making.ipynb #7e931955
 def peak_memory(device='cpu') -> int:
     "The most memory this process has held so far, in bytes (on CUDA: of the device)"
     if torch.device(device).type == 'cuda': return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 def forget_peak(device='cpu'):
-    "Begin to count `peak_memory` anew where the system can (Linux, CUDA), so that a run does not show its predecessor's"
+    """Begin to count `peak_memory` anew where the system can (Linux, CUDA), so that a run does not show its
+    predecessor's"""
     if torch.device(device).type == 'cuda': return torch.cuda.reset_peak_memory_stats(device)
     gc.collect()
     try: Path('/proc/self/clear_refs').write_text('5')   # see proc(5)
@@ -141,11 +150,12 @@ def _total(records, key):
     "Of the runs that a run is made of"
     return sum(r['cost'].get(key) or 0 for r in records)
 
-# %% ../nbs/10b_making.ipynb #5f209b4c
+# %% ../nbs/10b_making.ipynb #25c0f931
 def _training_cost(model, place, progress, predicted, seconds, sources, device):
     "What a trained run took"
     adapters = [f.stat().st_size for f in place.folder.glob('adapters/*/*.safetensors')]
-    return dict(train_seconds=progress.seconds, train_posts=progress.posts, posts_seen=progress.posts + _total(sources, 'posts_seen'),
+    seen = progress.posts + _total(sources, 'posts_seen')
+    return dict(train_seconds=progress.seconds, train_posts=progress.posts, posts_seen=seen,
                 posts_per_second=progress.posts/progress.seconds if progress.seconds else None,
                 predict_posts_per_second=predicted/seconds, steps=progress.step, peak_memory_bytes=peak_memory(device),
                 encoder_bytes=model.encoder.memory()['encoder_bytes'], adapter_bytes=sum(adapters),
@@ -171,13 +181,14 @@ def _trainer(job, model, posts, validate):
     return Trainer(model, posts['train'], c.train, validate, make_balancer(c.balancing, names, **c.balancing_options),
                    make_regularisers(c.regularisers), job.place.folder, c.seed, job.accelerator)
 
-# %% ../nbs/10b_making.ipynb #1f6d76d9
+# %% ../nbs/10b_making.ipynb #803665d6
 def _validate(model, posts, accelerator):
     "The watched metrics on validation posts"
-    if all(h.task.kind in meters and not h.task.part for h in model.heads.values()): return watch(model, posts, accelerator=accelerator)
+    if all(h.task.kind in meters and not h.task.part for h in model.heads.values()):
+        return watch(model, posts, accelerator=accelerator)
     return watched_metrics(evaluate(predict(model, posts, accelerator=accelerator), n_boot=0))
 
-# %% ../nbs/10b_making.ipynb #79563cf2
+# %% ../nbs/10b_making.ipynb #ed47a065
 def _train(job):
     "Train a neural run"
     config,accelerator,device = job.config,job.accelerator,job.accelerator.device
@@ -196,21 +207,24 @@ def _train(job):
     tables = {s: predict(model, posts[s], accelerator=accelerator) for s in ('validation','test')}
     seconds = time.perf_counter()-start
     if accelerator.is_main_process: job.place.save_model(model)
-    cost = _training_cost(model, job.place, trainer.progress, sum(map(len, tables.values())), seconds, job.source_records, device)
+    cost = _training_cost(model, job.place, trainer.progress, sum(map(len, tables.values())), seconds,
+                          job.source_records, device)
     return tables, dict(cost=cost, **_trained_parts(config, model, trainer.progress, posts, corpora, counted))
 
-# %% ../nbs/10b_making.ipynb #0d933860
+# %% ../nbs/10b_making.ipynb #df1ac17b
 def _trained_parts(config, model, progress, posts, corpora, counted):
     "What the record of a trained run says besides"
     by = 'mean of the watched validation metrics' + (', each over its reference' if config.train.reference else '')
     out = dict(history=progress.history, chosen=dict(by=by, validation=progress.best, step=progress.best_step),
-               adapters=list(model.encoder.methods), frequencies=counted, truncation={c: truncation(d) for c,d in corpora.items()})
+               adapters=list(model.encoder.methods), frequencies=counted,
+               truncation={c: truncation(d) for c,d in corpora.items()})
     fusions = [n for n,c in model.encoder.composites.items() if hasattr(c, 'scores')]
-    if fusions: out['attention'] = {n: fusion_attention(model, n, posts['validation']).to_dict('records') for n in fusions}
+    def _attention(n): return fusion_attention(model, n, posts['validation']).to_dict('records')
+    if fusions: out['attention'] = {n: _attention(n) for n in fusions}
     if model.encoder.notes: out['notes'] = dict(model.encoder.notes)
     return out
 
-# %% ../nbs/10b_making.ipynb #9c11756d
+# %% ../nbs/10b_making.ipynb #b08b0aaf
 def _baseline(job):
     "Fit a baseline"
     config = job.config
@@ -219,7 +233,8 @@ def _baseline(job):
     start = time.perf_counter()
     tables = baseline_tables(config.baseline, list(map(Task.parse, config.tasks)), corpora, config.seed)
     seen = sum(len(d['train']) for d in corpora.values())
-    cost = dict(train_seconds=time.perf_counter()-start, train_posts=seen, posts_seen=seen, trainable_parameters=None, posts_per_second=None)
+    cost = dict(train_seconds=time.perf_counter()-start, train_posts=seen, posts_seen=seen, trainable_parameters=None,
+                posts_per_second=None)
     return tables, dict(history=[], cost=cost)
 
 def _join(job):
@@ -227,7 +242,8 @@ def _join(job):
     runs = [Run(f) for f in job.sources]
     tables = {s: join_predictions([r.predictions(s) for r in runs]) for s in ('validation','test')}
     keys = 'train_seconds','posts_seen','trainable_parameters','adapter_bytes'
-    return tables, dict(history=[], cost=dict(posts_per_second=None, **{k: _total(job.source_records, k) for k in keys}))
+    return tables, dict(history=[], cost=dict(posts_per_second=None,
+                                              **{k: _total(job.source_records, k) for k in keys}))
 
 # %% ../nbs/10b_making.ipynb #df8ac63e
 def finished(place:RunFolder|str|Path) -> Record|None:
@@ -241,7 +257,7 @@ def finished(place:RunFolder|str|Path) -> Record|None:
         place.record_file.rename(aside)
         warnings.warn(f'{e} It was set aside as {aside.name}, and the run is made again.')
 
-# %% ../nbs/10b_making.ipynb #624d08ae
+# %% ../nbs/10b_making.ipynb #4d85bede
 def make_sources(
     config:RunConfig,
     runs_path:str|Path,
@@ -255,13 +271,15 @@ def make_sources(
 def _record(job, tables, parts, made_by):
     "The whole record, but for the digests of files"
     c = job.config
-    used = {k: dict(checksum=corpus_checksum(k), posts={s: int((t.corpus == k).sum()) for s,t in tables.items()}) for k in c.corpora}
-    out = dict(id=c.id, name=job.place.folder.name, config=c.to_dict(), metrics={s: evaluate(t) for s,t in tables.items()}, corpora=used)
+    used = {k: dict(checksum=corpus_checksum(k), posts={s: int((t.corpus == k).sum()) for s,t in tables.items()})
+            for k in c.corpora}
+    out = dict(id=c.id, name=job.place.folder.name, config=c.to_dict(),
+               metrics={s: evaluate(t) for s,t in tables.items()}, corpora=used)
     if c.lexicon: out['lexicon'] = dict(sha256=file_sha256(c.lexicon), categories=read_lexicon(c.lexicon)[1])
     if job.sources: out['sources'] = [r['name'] for r in job.source_records]
     return out | parts | dict(provenance=made_by)
 
-# %% ../nbs/10b_making.ipynb #f0901fe2
+# %% ../nbs/10b_making.ipynb #d42a3313
 def make_run(
     config:RunConfig,
     runs_path:str|Path|None=None, # where runs live (default: the setting)
@@ -277,7 +295,8 @@ def make_run(
     lock = FileLock(place.lock_file) if accelerator.is_main_process else None
     try:
         if lock: lock.acquire(timeout=0)
-    except Timeout: raise HatenbError('another process is at this run', place.folder, 'Wait for it, or stop it.') from None
+    except Timeout:
+        raise HatenbError('another process is at this run', place.folder, 'Wait for it, or stop it.') from None
     try: return finished(place) or _make(config, place, accelerator)
     finally:
         if lock: lock.release()

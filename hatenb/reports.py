@@ -8,11 +8,11 @@ Docs: https://hatenb.github.io/hatenb/reports.html.md"""
 __all__ = ['tables', 'palette', 'marks', 'strategy_styles', 'main', 'quality', 'further', 'everything', 'label_of',
            'strategy_label', 'method_name', 'tasks_name', 'run_names', 'results_rows', 'metric_columns', 'best_of',
            'text_table', 'results_text', 'results_html', 'metrics_html', 'comparison_text', 'pairs_html',
-           'results_markdown', 'best_by_strategy', 'published_records', 'strategy_style', 'results_figure',
-           'trained_tasks', 'curves_figure', 'write_report']
+           'results_markdown', 'best_by_strategy', 'published_records', 'train_part_note', 'strategy_style',
+           'results_figure', 'trained_tasks', 'curves_figure', 'write_report']
 
-# %% ../nbs/12_reports.ipynb #0a15c892
-import base64, collections, html, io, textwrap
+# %% ../nbs/12_reports.ipynb #73940323
+import base64, collections, html, io, itertools, textwrap
 from pathlib import Path
 from typing import Callable
 
@@ -66,16 +66,18 @@ def strategy_label(strategy:str) -> str:
     if strategy in baselines: return label_of(baselines, strategy)
     return 'single-task' if strategy == 'single' else label_of(strategies, strategy)
 
-# %% ../nbs/12_reports.ipynb #c5a0fedb
+# %% ../nbs/12_reports.ipynb #cff1ae9e
 def _adapter_words(config):
     "The adapter method of a run, or those of its sources"
-    of = sorted({s.get('adapter', 'lora') for s in config.get('sources', ()) if isinstance(s, dict)}) or [config['adapter']]
+    of = sorted({s.get('adapter', 'lora') for s in config.get('sources', ())
+                 if isinstance(s, dict)}) or [config['adapter']]
     return '+'.join(label_of(adapter_methods, a) for a in of)
 
 def _strategy_words(strategy, o):
     "What of a strategy's options is part of a run's name"
     rule = o.get('rule', 'average')
-    how = [label_of(merge_rules, rule)] if strategy == 'merge' else [o.get('variant', 'static')] if strategy == 'fuse' else []
+    how = [label_of(merge_rules, rule)] if strategy == 'merge' else []
+    if strategy == 'fuse': how = [o.get('variant', 'static')]
     more = ['coefficients searched'] if o.get('coefficients') == 'search' else []
     rank = [f'rank {o["rank"]}'] if o.get('rank') else []
     return [*how, *more, *rank, *{'heads': ['heads trained'], 'all': ['trained on']}.get(o.get('learn'), [])]
@@ -84,19 +86,22 @@ def method_name(config:dict) -> str:
     "How a run is called in tables: adapter method and strategy"
     if config['baseline']: return strategy_label(config['baseline'])
     adapter = _adapter_words(config)
-    if config['strategy'] == 'shared': return f'{adapter}, {"multi-task" if len(config["tasks"]) > 1 else "single task"}'
+    if config['strategy'] == 'shared':
+        return f'{adapter}, {"multi-task" if len(config["tasks"]) > 1 else "single task"}'
     of = f'{config["strategy"]} of {adapter}'
     return ', '.join([of, *_strategy_words(config['strategy'], config['strategy_options'])])
 
-# %% ../nbs/12_reports.ipynb #9619e08b
+# %% ../nbs/12_reports.ipynb #b800d9d7
 def tasks_name(tasks:list[str]) -> str:
     "A run's tasks in few words: names, and how many parts of a task there are"
     parsed = [Task.parse(t) for t in tasks]
     parts = collections.Counter(t.name for t in parsed if t.part)
-    return ' '.join(dict.fromkeys(f'{t.name} in {parts[t.name]} parts' if parts[t.name] > 1 else t.name + (f':{t.part}' if t.part else '') for t in parsed))
+    def _word(t): return f'{t.name} in {parts[t.name]} parts' if parts[t.name] > 1 else f'{t.name}:{t.part}'.rstrip(':')
+    return ' '.join(dict.fromkeys(map(_word, parsed)))
 
-# %% ../nbs/12_reports.ipynb #d5f574f1
-_plumbing = 'train','heads','adapter_options','strategy_options','loss_options','balancing_options','regularisers','rule_options'
+# %% ../nbs/12_reports.ipynb #a29dc2a9
+_plumbing = ('train','heads','adapter_options','strategy_options','loss_options','balancing_options','regularisers',
+             'rule_options')
 _unsaid = 'seed','limit','sources','tasks','adapter','strategy','baseline','quantization','encoder'
 
 def _settings(config):
@@ -112,7 +117,8 @@ def run_names(
     records:list[dict],
     titles:dict[str,str]={}, # id of a run → its title in a study
 ) -> list[str]:
-    "What runs are called side by side: their titles, or `method_name` and the settings that tell apart what would be called the same"
+    """What runs are called side by side: their titles, or `method_name` and the settings that tell apart what would be
+    called the same"""
     names = [r['id'] if 'published' in r else titles.get(r['id']) or method_name(r['config']) for r in records]
     keys = [(n, tasks_name(r['config']['tasks']), r['config'].get('quantization')) for n,r in zip(names, records)]
     settings = [{} if 'published' in r else _settings(r['config']) for r in records]
@@ -133,13 +139,15 @@ def _measured(values, task, shown):
     found = {f'{task} {m}': values.get(m) for m in shown(task)}
     return {k: (v['value'], v['low'], v['high']) for k,v in found.items() if v and v['value'] is not None}
 
-# %% ../nbs/12_reports.ipynb #728702c7
+# %% ../nbs/12_reports.ipynb #f0848e07
 def _row(r, name, split, shown):
     "A record as a row"
     if split not in r['metrics']:
-        raise HatenbError(f'the record has no metrics on {split!r}', r['id'], f'It has: {", ".join(r["metrics"]) or "none"}.')
+        raise HatenbError(f'the record has no metrics on {split!r}', r['id'],
+                          f'It has: {", ".join(r["metrics"]) or "none"}.')
     measured = [_measured(values, task, shown) for task,values in r['metrics'][split].items()]
-    return dict(method=name, **_what(r)) | {k: v for m in measured for k,v in m.items()} | {c: r['cost'].get(c) for c in _costs}
+    metrics = {k: v for m in measured for k,v in m.items()}
+    return dict(method=name, **_what(r)) | metrics | {c: r['cost'].get(c) for c in _costs}
 
 def results_rows(
     records:list[dict],
@@ -147,8 +155,8 @@ def results_rows(
     shown:Callable=quality, # task → its metrics that are shown: main, quality, further, everything
     titles:dict[str,str]={},# id of a run → its title in a study
 ) -> pd.DataFrame:
-    """One row a record: what it is, `task metric` columns of (value, low, high), parameters and speed; what is the same in
-    all rows is left out; raises `HatenbError` for a record without the split"""
+    """One row a record: what it is, `task metric` columns of (value, low, high), parameters and speed; what is the same
+    in all rows is left out; raises `HatenbError` for a record without the split"""
     t = pd.DataFrame([_row(r, name, split, shown) for r,name in zip(records, run_names(records, titles))])
     least = dict(source=1, tasks=1, encoder=2, weights=2, seed=2)
     said = [c for c,n in least.items() if len(set(t[c])-{''}) >= n]
@@ -162,20 +170,22 @@ def _what(r):
     out = dict(source=r.get('published', ''), tasks='', encoder='', weights='', seed='')
     if 'published' in r: return out
     out |= dict(tasks=tasks_name(c['tasks']), seed=c['seed'])
-    return out if c['baseline'] else out | dict(encoder=c['encoder'], weights=c['quantization'].replace('none', 'plain'))
+    return out if c['baseline'] else out | dict(encoder=c['encoder'],
+                                                weights=c['quantization'].replace('none', 'plain'))
 
 def metric_columns(rows:pd.DataFrame) -> list[str]:
     "Those of its columns that hold a metric of a task"
     return [c for c in rows if ' ' in c]
 
-# %% ../nbs/12_reports.ipynb #8fcbc989
+# %% ../nbs/12_reports.ipynb #eab287e2
 def _task_title(task, several):
     corpus,_,name = task.rpartition('/')
     return f'{corpus} {name}' if several else name
 
 def _title(column, several):
     "A column's heading: corpus (if there are several), task, metric and arrow"
-    if ' ' not in column: return dict(trainable_parameters='trained parameters', posts_per_second='posts/s, training').get(column, column)
+    if ' ' not in column:
+        return dict(trainable_parameters='trained parameters', posts_per_second='posts/s, training').get(column, column)
     task,m = column.split()
     return f'{_task_title(task, several)} {metric_of(task, m).label}'
 
@@ -188,19 +198,22 @@ def best_of(
     ours = rows['source'] == '' if 'source' in rows else [True]*len(rows)
     values = [v if isinstance(v, tuple) and o else None for v,o in zip(rows[column], ours)]
     best = (max if higher else min)((v[0] for v in values if v), default=None)
-    return [bool(v) and (v[0] == best or (v[1] is not None and (v[2] >= best if higher else v[1] <= best))) for v in values]
+    return [bool(v) and (v[0] == best or (v[1] is not None and (v[2] >= best if higher else v[1] <= best)))
+            for v in values]
 
 def _cell(v, interval=True):
-    if isinstance(v, tuple): return f'{v[0]:.3f}' + (f' [{v[1]:.3f}, {v[2]:.3f}]' if interval and v[1] is not None else '')
+    if isinstance(v, tuple):
+        return f'{v[0]:.3f}' + (f' [{v[1]:.3f}, {v[2]:.3f}]' if interval and v[1] is not None else '')
     if v is None or v == '' or (isinstance(v, float) and np.isnan(v)): return '–'
     return f'{v:,.0f}' if isinstance(v, (int,float)) else str(v)
 
 def _corpora(rows): return len({c.split()[0].rpartition('/')[0] for c in metric_columns(rows)}) > 1
 
-# %% ../nbs/12_reports.ipynb #877fec01
+# %% ../nbs/12_reports.ipynb #825e2397
 def _short(c, v, best):
     "A cell for a terminal"
-    if c == 'trainable_parameters' and isinstance(v, (int,float)) and v == v: return f'{v/1e6:.2f} M' if v >= 1e5 else f'{v:,.0f}'
+    if c == 'trainable_parameters' and isinstance(v, (int,float)) and v == v:
+        return f'{v/1e6:.2f} M' if v >= 1e5 else f'{v:,.0f}'
     return _cell(v, interval=False) + ('*' if best else ' ' if ' ' in c else '')
 
 def text_table(
@@ -211,7 +224,7 @@ def text_table(
     "A table in plain text that is no wider than the terminal"
     t = Table(box=None, pad_edge=False, header_style='')
     for i,c in enumerate(columns):
-        t.add_column(c, justify='left' if i < words else 'right', no_wrap=False, overflow='fold', min_width=18 if not i else None)
+        t.add_column(c, justify='left' if i < words else 'right', overflow='fold', min_width=None if i else 18)
     for row in zip(*columns.values()): t.add_row(*map(escape, row))
     out = Console(file=io.StringIO(), width=width, color_system=None)
     out.print(t)
@@ -234,12 +247,12 @@ def results_text(
     words = sum(c in ('method','source','tasks','encoder','weights') for c in rows)
     return text_table(out, width, words) + '\n* the best of its column, or not told apart from it by its 95 % interval'
 
-# %% ../nbs/12_reports.ipynb #872172c5
+# %% ../nbs/12_reports.ipynb #b725f357
 def _value(v, bold):
     "A value, its interval below it"
     if not isinstance(v, tuple): return _cell(v)
-    text = f'{v[0]:.3f}'
-    return (f'<b>{text}</b>' if bold else text) + (f'<br><small>{v[1]:.3f}–{v[2]:.3f}</small>' if v[1] is not None else '')
+    text = f'<b>{v[0]:.3f}</b>' if bold else f'{v[0]:.3f}'
+    return text if v[1] is None else f'{text}<br><small>{v[1]:.3f}–{v[2]:.3f}</small>'
 
 def _row_name(rows, i):
     source = rows['source'].iloc[i] if 'source' in rows else ''
@@ -247,79 +260,120 @@ def _row_name(rows, i):
 
 def _framed(head, body, caption):
     "A table that scrolls by itself where it is wider than the page"
-    return (f'<figure class="results"><figcaption>{html.escape(caption)}</figcaption><div class="wide" tabindex="0" role="region" aria-label="{html.escape(caption or "results")}">'
-            f'<table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div></figure>')
+    text = html.escape(caption)
+    around = f'<div class="wide" tabindex="0" role="region" aria-label="{text or "results"}">'
+    table = f'<table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table>'
+    return f'<figure class="results"><figcaption>{text}</figcaption>{around}{table}</div></figure>'
 
 def _th(text, more='scope="col"'): return f'<th {more}>{_escape(text)}</th>'
 
-def _escape(text): return html.escape(text).replace(' ↑', '&nbsp;↑').replace(' ↓', '&nbsp;↓')     # an arrow stays with its name
+def _escape(text):
+    return html.escape(text).replace(' ↑', '&nbsp;↑').replace(' ↓', '&nbsp;↓')     # an arrow stays with its name
 
-# %% ../nbs/12_reports.ipynb #2fcf458e
-def results_html(records:list[dict], split:str='test', caption:str='', shown:Callable=quality) -> str:
+# %% ../nbs/12_reports.ipynb #034f57c9
+_footnote = ('↑ higher is better, ↓ lower is better. Below each value its 95 % bootstrap interval over posts. Bold: '
+             'the best of our runs, and every run whose interval reaches it. Published figures and human levels are '
+             'set in italics, with their source; they have no interval.')
+
+def _meanings(columns):
+    "What columns mean, folded"
+    def _item(d):
+        name = f'{_task_title(d.task, False)} {d.metric}'
+        return f'<li><b>{html.escape(name)}</b>: {html.escape(d.text)} ({html.escape(d.source)}).</li>'
+    items = ''.join(map(_item, definitions(columns).itertuples()))
+    return f'<details><summary>What the columns mean</summary><ul>{items}</ul><p>{_footnote}</p></details>'
+
+def _two_heads(said, measured, cost, several):
+    "Two rows of headings: tasks above, their metrics below"
+    def _whole(cs): return ''.join(_th(_title(c, several), 'scope="col" rowspan="2"') for c in cs)
+    groups = collections.Counter(c.split()[0] for c in measured)
+    tasks = ''.join(_th(_task_title(t, several), f'scope="colgroup" colspan="{n}"') for t,n in groups.items())
+    below = ''.join(_th(metric_of(*c.split()).label) for c in measured)
+    return f'<tr>{_whole(["method", *said])}{tasks}{_whole(cost)}</tr><tr>{below}</tr>'
+
+# %% ../nbs/12_reports.ipynb #a01c9da5
+def results_html(
+    records:list[dict],
+    split:str='test',
+    caption:str='',
+    shown:Callable=quality,
+    titles:dict[str,str]={}, # id of a run → its title in a study
+) -> str:
     "The table as HTML: intervals below the values, the best bold, definitions as footnotes"
-    rows = results_rows(records, split, shown)
-    several,measured = _corpora(rows),metric_columns(rows)
-    best = {c: best_of(rows, c) for c in measured}
+    rows = results_rows(records, split, shown, titles)
+    measured,best = metric_columns(rows),{c: best_of(rows, c) for c in metric_columns(rows)}
     said,cost = [c for c in rows if c in ('tasks','encoder','weights','seed')],[c for c in rows if c in _costs]
-    both = lambda cs: ''.join(_th(_title(c, several), 'scope="col" rowspan="2"') for c in cs)
-    over = ''.join(_th(_task_title(t, several), f'scope="colgroup" colspan="{n}"') for t,n in collections.Counter(c.split()[0] for c in measured).items())
-    head = f'<tr>{both(["method", *said])}{over}{both(cost)}</tr><tr>{"".join(_th(metric_of(*c.split()).label) for c in measured)}</tr>'
     def _row(i):
         r = rows.iloc[i]
-        cells = [f'<th scope="row">{_row_name(rows, i)}</th>', *(f'<td>{html.escape(_cell(r[c]))}</td>' for c in said),
-                 *(f'<td class="n">{_value(r[c], c in best and best[c][i])}</td>' for c in measured + cost)]
-        return f'<tr{" class=published" if r.get("source") else ""}>{"".join(cells)}</tr>'
-    foot = ''.join(f'<li><b>{html.escape(_task_title(d.task, False))} {html.escape(d.metric)}</b>: {html.escape(d.text)} ({html.escape(d.source)}).</li>' for d in definitions(measured).itertuples())
-    return _framed(head, map(_row, range(len(rows))), caption) + (
-        f'<details><summary>What the columns mean</summary><ul>{foot}</ul><p>↑ higher is better, ↓ lower is better. Below each value its 95 % bootstrap interval over posts. '
-        'Bold: the best of our runs, and every run whose interval reaches it. Published figures and human levels are set in italics, with their source; they have no interval.</p></details>')
+        words = ''.join(f'<td>{html.escape(_cell(r[c]))}</td>' for c in said)
+        numbers = ''.join(f'<td class="n">{_value(r[c], c in best and best[c][i])}</td>' for c in measured + cost)
+        kind = ' class=published' if r.get('source') else ''
+        return f'<tr{kind}><th scope="row">{_row_name(rows, i)}</th>{words}{numbers}</tr>'
+    head = _two_heads(said, measured, cost, _corpora(rows))
+    return _framed(head, map(_row, range(len(rows))), caption) + _meanings(measured)
 
-# %% ../nbs/12_reports.ipynb #b65b9169
+# %% ../nbs/12_reports.ipynb #079b76bc
+def _task_metrics(rows, task):
+    "Every metric of a task, a row each, a column a run"
+    columns = [c for c in metric_columns(rows) if c.split()[0] == task]
+    asked = [i for i in range(len(rows)) if any(isinstance(rows[c].iloc[i], tuple) for c in columns)]
+    def _row(c):
+        m,best = metric_of(*c.split()),best_of(rows, c)
+        values = ''.join(f'<td class="n">{_value(rows[c].iloc[i], best[i])}</td>' for i in asked)
+        return f'<tr><th scope="row">{_escape(m.label)}<br><small>{html.escape(m.text)}</small></th>{values}</tr>'
+    runs = ''.join(f'<th scope="col">{_row_name(rows, i)}</th>' for i in asked)
+    table = _framed(f'<tr>{_th("metric")}{runs}</tr>', map(_row, columns), f'Every metric of {task}')
+    return f'<details><summary>{html.escape(task)}: {len(columns)} metrics</summary>{table}</details>'
+
 def metrics_html(records:list[dict], split:str='test') -> str:
     "Every metric of the records, a table a task"
     rows = results_rows(records, split, everything)
-    parts = []
-    for task in dict.fromkeys(c.split()[0] for c in metric_columns(rows)):
-        columns = [c for c in metric_columns(rows) if c.split()[0] == task]
-        asked = [i for i in range(len(rows)) if any(isinstance(rows[c].iloc[i], tuple) for c in columns)]
-        head = f'<tr>{_th("metric")}' + ''.join(f'<th scope="col">{_row_name(rows, i)}</th>' for i in asked) + '</tr>'
-        def _row(c):
-            m,best = metric_of(*c.split()),best_of(rows, c)
-            return f'<tr><th scope="row">{_escape(m.label)}<br><small>{html.escape(m.text)}</small></th>' + ''.join(f'<td class="n">{_value(rows[c].iloc[i], best[i])}</td>' for i in asked) + '</tr>'
-        parts.append(f'<details><summary>{html.escape(task)}: {len(columns)} metrics</summary>' + _framed(head, map(_row, columns), f'Every metric of {task}') + '</details>')
-    return ''.join(parts)
+    return ''.join(_task_metrics(rows, t) for t in dict.fromkeys(c.split()[0] for c in metric_columns(rows)))
 
-# %% ../nbs/12_reports.ipynb #182944d2
+# %% ../nbs/12_reports.ipynb #d45d59b0
 def comparison_text(
     table:pd.DataFrame, # as `hatenb.comparison.compare` gives it
     first:str='a',      # what the runs are called
     second:str='b',
 ) -> str:
     "The comparison of two runs as a table for the terminal; a star where the corrected p is below .05"
-    t = table.assign(metric=[f'{task} {metric_of(task, m).label}' for task,m in zip(table['task'], table['metric'])],
-                     difference=[f'{d:+.3f}' for d in table['difference']], interval=[f'{l:+.3f} to {h:+.3f}' for l,h in zip(table['low'], table['high'])],
-                     p=[f'{p:.4f}' for p in table['p']], corrected=[f"{p:.4f}{'*' if p < .05 else ' '}" for p in table['corrected']], mcnemar=['' if np.isnan(p) else f'{p:.4f}' for p in table['mcnemar']])
-    return f'a: {first}\nb: {second}\n' + t[['metric','a','b','difference','interval','p','corrected','mcnemar']].to_string(index=False, float_format='{:.3f}'.format)
+    rows = [_compared_row(r) for r in table.to_dict('records')]
+    shown = text_table({k: [r[k] for r in rows] for k in rows[0]}, width=100)
+    return f'a: {first}\nb: {second}\n{shown}'
 
-# %% ../nbs/12_reports.ipynb #928ffe9e
+def _compared_row(r):
+    "A row of a comparison, as text"
+    def _p(x): return '' if x is None or np.isnan(x) else f'{x:.4f}'
+    star = '*' if r['corrected'] < .05 else ' '
+    return {'metric': f'{r["task"]} {metric_of(r["task"], r["metric"]).label}', 'a': f'{r["a"]:.3f}',
+            'b': f'{r["b"]:.3f}',
+            'b − a': f'{r["difference"]:+.3f}', 'interval': f'{r["low"]:+.3f} to {r["high"]:+.3f}', 'p': _p(r['p']),
+            'corrected': _p(r['corrected']) + star, 'McNemar': _p(r.get('mcnemar'))}
+
+# %% ../nbs/12_reports.ipynb #0e88b817
 def pairs_html(
     pairs:pd.DataFrame, # rows of `compare`, with the column `run`
     names:dict,         # run → what it is called, in the order of the rows
     caption:str='',
 ) -> str:
-    "Differences as HTML: their intervals below them, bold where the corrected p is below .05, – where a run has no answer to compare"
+    """Differences as HTML: their intervals below them, bold where the corrected p is below .05, – where a run has no
+    answer to compare"""
     found = {(p.run, f'{p.task} {p.metric}'): p for p in pairs.itertuples()}
     columns = list(dict.fromkeys(c for _,c in found))
     several = len({c.split()[0].rpartition('/')[0] for c in columns}) > 1
-    def _difference(p):
-        if p is None: return '–'
-        text = f'{p.difference:+.3f}'
-        return (f'<b>{text}</b>' if p.corrected < .05 else text) + f'<br><small>{p.low:+.3f} to {p.high:+.3f}</small>'
-    head = f'<tr>{_th("method")}' + ''.join(_th(f'{_task_title(c.split()[0], several)} {metric_of(*c.split()).label}') for c in columns) + '</tr>'
-    body = [f'<tr><th scope="row">{html.escape(name)}</th>' + ''.join(f'<td class="n">{_difference(found.get((run, c)))}</td>' for c in columns) + '</tr>' for run,name in names.items()]
-    return _framed(head, body, caption)
+    head = ''.join(_th(_title(c, several)) for c in columns)
+    def _row(run, name):
+        cells = ''.join(f'<td class="n">{_difference(found.get((run, c)))}</td>' for c in columns)
+        return f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
+    return _framed(f'<tr>{_th("method")}{head}</tr>', itertools.starmap(_row, names.items()), caption)
 
-# %% ../nbs/12_reports.ipynb #4bb78454
+def _difference(p):
+    "A difference as HTML, its interval below it"
+    if p is None: return '–'
+    text = f'{p.difference:+.3f}'
+    return f'{f"<b>{text}</b>" if p.corrected < .05 else text}<br><small>{p.low:+.3f} to {p.high:+.3f}</small>'
+
+# %% ../nbs/12_reports.ipynb #5823ea0f
 def results_markdown(
     records:list[dict],
     columns:list[str],   # `task metric` columns
@@ -329,17 +383,21 @@ def results_markdown(
     rows = results_rows(records, split, everything)
     columns = [c for c in columns if c in rows]
     several,best = _corpora(rows),{c: best_of(rows, c) for c in columns}
-    def _md(c, i): t = _cell(rows[c].iloc[i]); return f'**{t}**' if best[c][i] else t
+    def _md(c, i):
+        t = _cell(rows[c].iloc[i])
+        return f'**{t}**' if best[c][i] else t
     head = ['method','tasks', *(_title(c, several) for c in columns)]
-    lines = [[rows['method'].iloc[i], _cell(rows['tasks'].iloc[i]), *(_md(c, i) for c in columns)] for i in range(len(rows))]
+    lines = [[rows['method'].iloc[i], _cell(rows['tasks'].iloc[i]), *(_md(c, i) for c in columns)]
+             for i in range(len(rows))]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *lines])
 
-# %% ../nbs/12_reports.ipynb #d52a2f84
+# %% ../nbs/12_reports.ipynb #e3b4d288
 def best_by_strategy(
     records:list[dict],
     tasks:list[str],     # that a strategy has to answer
 ) -> dict[str,tuple[list[dict],int]]: # strategy → the chosen run, or one a task; and how many there were to choose from
-    "The run of each strategy that did best on validation posts; raises `HatenbError` for a strategy that nobody registered"
+    """The run of each strategy that did best on validation posts; raises `HatenbError` for a strategy that nobody
+    registered"""
     tried = collections.defaultdict(list)
     for r in {r['id']: r for r in records}.values(): tried[strategy_of(r['config'])].append(r)
     def _answering(rs, ts): return [r for r in rs if set(r['metrics']['test']) == set(ts)]
@@ -352,24 +410,37 @@ def best_by_strategy(
 
 _first_strategies,_last_strategies = ('single','shared','merge','fuse'),('tfidf','majority')
 
-# %% ../nbs/12_reports.ipynb #273e00e3
+# %% ../nbs/12_reports.ipynb #43b32a80
 def published_records(
     rows:list[dict], # name, source, task → metric → value
 ) -> list[dict]:
     "Published rows in the form of records, for tables and plots"
-    value = lambda v: dict(value=v, low=None, high=None)
-    return [dict(id=r['name'], config=dict(tasks=list(r['metrics']), seed=0), cost={}, published=r['source'],
-                 metrics=dict(test={t: {m: value(v) for m,v in ms.items()} for t,ms in r['metrics'].items()})) for r in rows]
+    def _values(ms): return {m: dict(value=v, low=None, high=None) for m,v in ms.items()}
+    def _record(r):
+        metrics = dict(test={t: _values(ms) for t,ms in r['metrics'].items()})
+        config = dict(tasks=list(r['metrics']), seed=0)
+        return dict(id=r['name'], config=config, cost={}, published=r['source'], metrics=metrics)
+    return list(map(_record, rows))
 
-# %% ../nbs/12_reports.ipynb #b261369a
+# %% ../nbs/12_reports.ipynb #6e902a12
+_rebuilt = '2cf7b8a43f4d13fa'     # checksum of the file whose train part was rebuilt
+
+def train_part_note(records:list[dict]) -> str:
+    "What pages say of records that were made on the rebuilt train part of HateXplain; empty for others"
+    old = any(r.get('corpora', {}).get('hatexplain', {}).get('checksum') == _rebuilt for r in records)
+    return "Made on a rebuilt train part of HateXplain; validation and test posts are the publisher's." if old else ''
+
+# %% ../nbs/12_reports.ipynb #e8b18a74
 palette = '#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9','#000000'
 marks = 'o','s','^','D','v','P','X'
 
 _styled = 'single','shared','merge','fuse','parallel','branch','tfidf','mtl_lora','stack','majority','published'
-strategy_styles = {s: dict(color=(*palette, '#7A5195', '#8C564B', '#666666', '#999999')[i], marker=(*marks, '<', '>', 'p', '*')[i]) for i,s in enumerate(_styled)}
+_colours,_shapes = (*palette, '#7A5195', '#8C564B', '#666666', '#999999'),(*marks, '<', '>', 'p', '*')
+strategy_styles = {s: dict(color=c, marker=m) for s,c,m in zip(_styled, _colours, _shapes)}
 
 def strategy_style(record:dict) -> dict: # color, marker
-    "The colour and mark of a record's strategy, the same in all plots; raises `HatenbError` for a strategy that nobody registered"
+    """The colour and mark of a record's strategy, the same in all plots; raises `HatenbError` for a strategy that
+    nobody registered"""
     strategy = 'published' if 'published' in record else strategy_of(record['config'])
     return strategy_styles.get(strategy, dict(color='#444444', marker='h'))
 
@@ -411,21 +482,24 @@ def _draw(ax, y, v, color, marker):
     if v[1] is not None: ax.plot(v[1:], [y,y], color=color, lw=2)
     ax.plot(v[0], y, marker, color=color, ms=7)
 
-# %% ../nbs/12_reports.ipynb #abbc756c
+# %% ../nbs/12_reports.ipynb #01086b63
 def trained_tasks(records:list[dict]) -> list[str]:
     "The tasks of the runs that have a history"
     return list(dict.fromkeys(t for r in records if r.get('history') for t in r['config']['tasks']))
 
 def _curve(history, part, task):
-    "Epochs and values of a task's loss, relative to the first look, or of its first watched metric; and the metric's name"
-    fits = lambda k: k == task or k.startswith(f'{task}:') if part == 'losses' else k.rpartition('.')[0] == task.partition(':')[0]
+    """Epochs and values of a task's loss, relative to the first look, or of its first watched metric; and the metric's
+    name"""
+    def fits(k):
+        if part == 'losses': return k == task or k.startswith(f'{task}:')
+        return k.rpartition('.')[0] == task.partition(':')[0]
     key = next((k for h in history for k in h[part] if fits(k)), None)
     if key is None: return [],[],''
     seen = [(h['epoch'], h[part][key]) for h in history if key in h[part]]
     first = seen[0][1] if part == 'losses' else 1
     return [e for e,_ in seen],[v/first if first else v for _,v in seen],key.rpartition('.')[2]
 
-# %% ../nbs/12_reports.ipynb #50f72740
+# %% ../nbs/12_reports.ipynb #40f8fa4b
 def _curve_styles(names, records):
     "By strategy, and runs of one strategy by their lines"
     count,out = collections.Counter(),{}
@@ -440,7 +514,8 @@ def curves_figure(
     records:list[dict],
     tasks:list[str]|None=None, # (default: all that were trained)
 ):
-    "Learning curves, a column a task: the training loss relative to its first look above, the watched metric on validation below"
+    """Learning curves, a column a task: the training loss relative to its first look above, the watched metric on
+    validation below"""
     records = [r for r in records if r.get('history')]
     tasks = tasks or trained_tasks(records)
     weights = [r['config']['quantization'].replace('none', 'plain') for r in records]
@@ -466,35 +541,78 @@ def _finish_curves(fig, axes):
     lines = {l: h for ax in axes.flat for h,l in zip(*ax.get_legend_handles_labels())}
     fig.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=2, fontsize=8)
 
-# %% ../nbs/12_reports.ipynb #60df38f8
+# %% ../nbs/12_reports.ipynb #39283141
 _style = '''
 :root{color-scheme:light dark;--bg:#fff;--fg:#1a1a1a;--dim:#555;--line:#ccc;--soft:#f4f4f4;--link:#0b57a4}
-@media(prefers-color-scheme:dark){:root{--bg:#16181b;--fg:#e8e8e8;--dim:#b4b4b4;--line:#444;--soft:#22262b;--link:#8ab8f0}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:80rem;padding:1rem;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
-h1{font-size:1.5rem}h2{font-size:1.2rem;margin:2rem 0 .5rem}figure{margin:0 0 1rem}figcaption,small{color:var(--dim)}figcaption{font-size:.9rem;padding:.3rem 0}
-.wide{overflow-x:auto}.wide:focus-visible{outline:2px solid var(--link)}table{border-collapse:collapse;font-size:.85rem}
-th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}thead th{background:var(--soft)}th[scope=colgroup]{text-align:center}
-th[scope=row]{position:sticky;left:0;background:var(--bg);font-weight:normal;min-width:12rem;max-width:16rem}.published th,.published td{background:var(--soft);font-style:italic}
-.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}details{margin:.5rem 0}summary{cursor:pointer}
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,23rem),1fr));gap:1rem}.panels figure{margin:0}img{max-width:100%;height:auto;background:#fff;border-radius:4px}
+@media(prefers-color-scheme:dark){:root{--bg:#16181b;--fg:#e8e8e8;--dim:#b4b4b4;--line:#444;--soft:#22262b;
+--link:#8ab8f0}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:80rem;padding:1rem;background:var(--bg);color:var(--fg);
+font:16px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
+h1{font-size:1.5rem}h2{font-size:1.2rem;margin:2rem 0 .5rem}figure{margin:0 0 1rem}figcaption,small{color:var(--dim)}
+figcaption{font-size:.9rem;padding:.3rem 0}
+.wide{overflow-x:auto}.wide:focus-visible{outline:2px solid var(--link)}
+table{border-collapse:collapse;font-size:.85rem}
+th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+thead th{background:var(--soft)}th[scope=colgroup]{text-align:center}
+th[scope=row]{position:sticky;left:0;background:var(--bg);font-weight:normal;min-width:12rem;max-width:16rem}
+.published th,.published td{background:var(--soft);font-style:italic}
+.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}details{margin:.5rem 0}
+summary{cursor:pointer}
+.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,23rem),1fr));gap:1rem}
+.panels figure{margin:0}img{max-width:100%;height:auto;background:#fff;border-radius:4px}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--soft);padding:.6rem;font-size:.8rem}
 @media(max-width:30rem){th[scope=row]{min-width:6.5rem;max-width:8rem}th,td{padding:.3rem .4rem}}
 '''
 
 def _picture(fig, alt):
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=130, format='png', facecolor='white')
+    buffer,alt = io.BytesIO(),html.escape(alt)
+    fig.savefig(buffer, dpi=110, format='png', facecolor='white')
     plt.close(fig)
-    return f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"><figcaption>{html.escape(alt)}</figcaption></figure>'
+    source = f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+    return f'<figure><img alt="{alt}" src="{source}"><figcaption>{alt}</figcaption></figure>'
 
 def _panels(figures): return '<div class="panels">' + ''.join(_picture(*f) for f in figures) + '</div>'
 
 def _made_by(r):
+    "Where a record's numbers come from, in a line"
     p = r['provenance']
-    return f'{r["name"]}: commit {(p["commit"] or "unknown")[:10]}{" (changed)" if p["dirty"] else ""}, {p["hardware"]}, {p["threads"]} threads, torch {p["packages"].get("torch")}; ' + \
-           ', '.join(f'{c} {v["checksum"]}' for c,v in r['corpora'].items())
+    commit = f'commit {(p["commit"] or "unknown")[:10]}{" (changed)" if p["dirty"] else ""}'
+    corpora = ', '.join(f'{c} {v["checksum"]}' for c,v in r['corpora'].items())
+    machine = f'{p["hardware"]}, {p["threads"]} threads, torch {p["packages"].get("torch")}'
+    return f'{r["name"]}: {commit}, {machine}; {corpora}'
 
-# %% ../nbs/12_reports.ipynb #3b9f4d7f
+# %% ../nbs/12_reports.ipynb #2c6e3c3d
+def _tables_html(records, published):
+    "The tables, published rows below ours"
+    asked = {t for r in records for t in r['metrics']['test']}
+    of_ours = [{**p, 'metrics': {t: m for t,m in p['metrics'].items() if t in asked}} for p in published]
+    beside = published_records([p for p in of_ours if p['metrics']])
+    parts = []
+    for name,shown in tables.items():
+        if not metric_columns(results_rows(records, shown=shown)): continue
+        known = [p for p in beside if metric_columns(results_rows([p], shown=shown))]
+        caption = 'Test split; below the values 95 % intervals'
+        parts += [f'<h2>{name}</h2>', results_html(records + known, caption=caption, shown=shown)]
+    return parts,beside
+
+def _plots_html(records):
+    "Main metrics and learning curves"
+    mains,trained = _main_columns(results_rows(records, shown=everything)),trained_tasks(records)
+    def _scores(c):
+        return results_figure(records, columns=[c]), f'{_title(c, True)} of each run, with its 95 % bootstrap interval.'
+    def _curves(t):
+        of = [r for r in records if t in r['config']['tasks']]
+        said = 'training loss relative to the first look, and the watched metric on validation'
+        return curves_figure(of, [t]), f'{t}: {said}.'
+    parts = ['<h2>Main metrics with intervals</h2>', _panels(map(_scores, mains))]
+    return parts + (['<h2>Learning curves</h2>', _panels(map(_curves, trained))] if trained else [])
+
+# %% ../nbs/12_reports.ipynb #aef4722c
+_page_html = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>{style}</style></head>
+<body><main>{main}</main></body></html>"""
+
 def write_report(
     records:list[dict],
     path:str|Path,
@@ -504,20 +622,13 @@ def write_report(
 ) -> Path:
     "Write the page; returns its path"
     if not records: raise HatenbError('there are no records to report', path, 'Run something first.')
-    rows = results_rows(records, shown=everything)
-    asked = {t for r in records for t in r['metrics']['test']}
-    beside = published_records([{**p, 'metrics': ms} for p in published if (ms := {t: m for t,m in p['metrics'].items() if t in asked})])
-    parts = [f'<h1>{html.escape(title)}</h1><p>{len(records)} runs. Everything below is measured on the test split, which is read once, after the choice on validation.</p>']
-    for name,shown in tables.items():
-        if not metric_columns(results_rows(records, shown=shown)): continue
-        known = [p for p in beside if metric_columns(results_rows([p], shown=shown))]
-        parts += [f'<h2>{name}</h2>', results_html(records + known, caption='Test split; below the values 95 % intervals', shown=shown)]
-    parts += ['<h2>Main metrics with intervals</h2>', _panels((results_figure(records, columns=[c]), f'{_title(c, True)} of each run, with its 95 % bootstrap interval.') for c in _main_columns(rows))]
-    if trained := trained_tasks(records):
-        parts += ['<h2>Learning curves</h2>', _panels((curves_figure([r for r in records if t in r['config']['tasks']], [t]), f'{t}: training loss relative to the first epoch, and the watched metric on validation, by epoch.') for t in trained)]
+    said = 'Everything below is measured on the test split, which is read once, after the choice on validation.'
+    shown,beside = _tables_html(records, published)
+    parts = [f'<h1>{html.escape(title)}</h1><p>{len(records)} runs. {said} {train_part_note(records)}</p>', *shown,
+             *_plots_html(records)]
     if every: parts += ['<h2>Every metric</h2>', metrics_html(records + beside)]
     made = '\n'.join(_made_by(r) for r in records if 'provenance' in r)
     parts += ['<h2>Where the numbers come from</h2>', f'<pre>{html.escape(made)}</pre>']
-    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{_style}</style></head><body><main>{"".join(parts)}</main></body></html>'
+    page = _page_html.format(title=html.escape(title), style=_style, main=''.join(parts))
     with atomic_write(path) as tmp: tmp.write_text(page, encoding='utf-8')
     return Path(path)

@@ -21,12 +21,12 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 
-# %% ../nbs/10_runs.ipynb #cb233198
+# %% ../nbs/10_runs.ipynb #48dbd37e
 from .balancing import balancers
 from .baselines import baselines
 from .composing import Strategy, make_strategy, strategies, strategy_model
 from .core import (HatenbError, atomic_write, digest, file_sha256, read_json, resolve_dtype, seed_everything,
-                         settings, write_json)
+                         settings)
 from .corpora import corpora as known_corpora
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import load_predictions
@@ -46,13 +46,15 @@ def _refuse(value, kind, place):
     raise HatenbError(f'{shown if len(shown) < 60 else shown[:57] + "…"} is not {_called.get(kind, kind)}', place,
                       'Mend the file, or write it again.')
 
-# %% ../nbs/10_runs.ipynb #cecf13cd
+# %% ../nbs/10_runs.ipynb #4396e138
 def _check_plain(value, kind, place):
-    "int, float, str, bool, None, dict, list, tuple; a number is finite, but a setting may be infinity, which JSON holds as text"
+    """int, float, str, bool, None, dict, list, tuple; a number is finite, but a setting may be infinity, which JSON
+    holds as text"""
     if kind is float and value == 'Infinity': return
     fits = dict(float=(int, float), tuple=(list, tuple)).get(kind.__name__, kind)
     if not isinstance(value, fits) or isinstance(value, bool) and kind in (int, float): _refuse(value, kind, place)
-    if isinstance(value, float) and math.isnan(value): _refuse(value, kind, place)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and (value != value or abs(value) > 2**63 and value != math.inf): _refuse(value, kind, place)
 
 # %% ../nbs/10_runs.ipynb #642cd719
 def _check_members(value, members, place):
@@ -92,7 +94,7 @@ def check_type(
     elif origin in (list, tuple):
         for i,v in enumerate(value): check_type(v, args[0], f'{place}, {i+1}')
 
-# %% ../nbs/10_runs.ipynb #1541eef4
+# %% ../nbs/10_runs.ipynb #a981cfde
 @dataclass(frozen=True)
 class RunConfig:
     "Everything that decides a run's result; raises `HatenbError` for what cannot be"
@@ -111,7 +113,8 @@ class RunConfig:
     balancing_options: dict = field(default_factory=dict)
     regularisers: dict[str,dict] = field(default_factory=dict) # name → options
     lexicon: str = ''                    # a CSV of terms, whose counts heads that look at whole posts are given
-    augment: dict = field(default_factory=dict)      # changed copies of the training posts: options of `augmented`; empty: none
+    # changed copies of the training posts: options of `augmented`; empty: none
+    augment: dict = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
     limit: int|None = None               # posts used of each split (default: all)
     seed: int = 0
@@ -142,7 +145,9 @@ class RunConfig:
         "Build a configuration from JSON or TOML; raises `HatenbError` for unknown keys and values of another type"
         check_type(d, dict, f'{place}')
         d = dict(d)
-        if isinstance(d.get('train'), dict): d['train'] = _from_dict(TrainConfig, d['train'], f'{place}, train')
+        if not isinstance(d.get('train', {}), TrainConfig):
+            check_type(d.get('train', {}), dict, f'{place}, train')
+            d['train'] = _from_dict(TrainConfig, d.get('train', {}), f'{place}, train')
         return _from_dict(cls, d, place)
 
 # %% ../nbs/10_runs.ipynb #574fc3fd
@@ -170,7 +175,7 @@ def _from_dict(cls, d, place):
         raise HatenbError(e.what, place, e.remedy) from None
     except (TypeError, ValueError) as e: raise HatenbError(str(e), place, f'Known keys: {", ".join(known)}.') from None
 
-# %% ../nbs/10_runs.ipynb #23e04f63
+# %% ../nbs/10_runs.ipynb #e6035d97
 @patch
 def _check_tasks(self:RunConfig):
     if not self.tasks: raise HatenbError('a run needs a task', 'tasks', 'For example: label.')
@@ -185,15 +190,17 @@ def _check_tasks(self:RunConfig):
         raise HatenbError('a task whose words are hidden cannot share its posts with others', shared[0],
                           'Give it a run of its own, and stack other tasks on its adapter.')
     if unknown := set(self.heads)-{t.name for t in tasks}:
-        raise HatenbError(f'there is no head {sorted(unknown)[0]!r} in this run', 'heads', f'It has the tasks {" ".join(self.tasks)}.')
+        raise HatenbError(f'there is no head {sorted(unknown)[0]!r} in this run', 'heads',
+                          f'It has the tasks {" ".join(self.tasks)}.')
 
-# %% ../nbs/10_runs.ipynb #a7c2ba12
+# %% ../nbs/10_runs.ipynb #05f25415
 _ranges = dict(max_length=(8, 100_000), limit=(1, math.inf), seed=(0, 2**63-1))
 _head_ranges = dict(dropout=(0, .99), extra=(0, math.inf))
 
 def _check_range(place, name, value, low, high):
     if value is not None and not low <= value <= high:
-        raise HatenbError(f'{name} = {value}', place, f'Take {low} or more.' if high == math.inf else f'Take {low} to {high}.')
+        raise HatenbError(f'{name} = {value}', place, f'Take {low} or more.' if high == math.inf
+                          else f'Take {low} to {high}.')
 
 @patch
 def _check_ranges(self:RunConfig):
@@ -203,9 +210,10 @@ def _check_ranges(self:RunConfig):
         for k,(low,high) in _head_ranges.items(): _check_range(f'heads, {name}', k, getattr(head, k), low, high)
         for n in head.hidden: _check_range(f'heads, {name}', 'hidden', n, 1, math.inf)
 
-def _head_options(options): return {k: tuple(v) if k == 'hidden' and isinstance(v, list) else v for k,v in options.items()}
+def _head_options(options):
+    return {k: tuple(v) if k == 'hidden' and isinstance(v, list) else v for k,v in options.items()}
 
-# %% ../nbs/10_runs.ipynb #1d742f62
+# %% ../nbs/10_runs.ipynb #0305de28
 def run_strategy(config:RunConfig) -> Strategy:
     "The strategy by which a run's tasks share the encoder; raises `HatenbError` for options that it does not have"
     return make_strategy(config.strategy, config.tasks, config.adapter, config.adapter_options, config.strategy_options)
@@ -219,7 +227,8 @@ def _check_names(self:RunConfig):
     if not self.baseline: return
     baselines[self.baseline]
     if self.strategy != 'shared':
-        raise HatenbError('a baseline shares no encoder', 'strategy', f'Leave out the strategy, or the baseline {self.baseline}.')
+        raise HatenbError('a baseline shares no encoder', 'strategy',
+                          f'Leave out the strategy, or the baseline {self.baseline}.')
 
 @patch
 def _check_watched(self:RunConfig):
@@ -256,10 +265,12 @@ def strategy_of(
     alone = c.strategy == 'shared' and len(c.tasks) == 1
     return 'single' if alone or side_by_side or c.strategy == 'join' else c.strategy
 
-# %% ../nbs/10_runs.ipynb #61ec663a
+# %% ../nbs/10_runs.ipynb #3dc37252
 _short = {'dtype': {'bfloat16': 'bf16'}}           # values
-_silent = 'rule','variant','learn','coefficients','coefficients','balancing','quantization','adapter','strategy','dtype','baseline','matrix','loss','schedule'
-_sections = 'train','heads','adapter_options','strategy_options','balancing_options','loss_options','rule_options','regularisers'
+_silent = ('rule','variant','learn','coefficients','balancing','quantization','adapter','strategy','dtype','baseline',
+           'matrix','loss','schedule')
+_sections = ('train','heads','adapter_options','strategy_options','balancing_options','loss_options','rule_options',
+             'regularisers')
 
 def _said_value(v):
     if isinstance(v, (list, tuple)): return '+'.join(map(_said_value, v))
@@ -274,14 +285,15 @@ def _said(path, value):
     value = _short.get(key, {}).get(value, value) if isinstance(value, str) else value
     return '-'.join([*words, _said_value(value) if key in _silent else f'{key}{_said_value(value)}'])
 
-# %% ../nbs/10_runs.ipynb #e50e2d93
+# %% ../nbs/10_runs.ipynb #99a47ccd
 def _option_order(item): return item[0] not in ('rule', 'variant'), item[0]     # which rule it is comes first
 
 def flat_settings(
     d:dict,     # a configuration, or what of it differs from the defaults
     path=(),
 ) -> dict: # path of keys → value
-    "A configuration as one table of settings by their paths; options are sorted, so that their order in a file changes nothing"
+    """A configuration as one table of settings by their paths; options are sorted, so that their order in a file
+    changes nothing"""
     out = {}
     for k,v in sorted(d.items(), key=_option_order) if path else d.items():
         if isinstance(v, dict) and v: out |= flat_settings(v, (*path, k))
@@ -308,8 +320,9 @@ def tasks_words(tasks) -> str: # e.g. label+target, or target-4-parts
         else: out += [_word(whole) + (f'-{g.replace("/", "of")}' if g else '') for g in group]
     return '+'.join(out)
 
-# %% ../nbs/10_runs.ipynb #3dd40356
-_inherited = 'encoder','quantization','dtype','max_length','limit','seed'      # what sources usually share with the run made of them
+# %% ../nbs/10_runs.ipynb #38f1aaff
+# what sources usually share with the run made of them
+_inherited = 'encoder','quantization','dtype','max_length','limit','seed'
 
 def _said_sources(config):
     "What all sources have besides the run's own settings, in words; None where they differ in more than their tasks"
@@ -414,7 +427,7 @@ class Record(TypedDict):
     sources: NotRequired[list[str]]             # names of the runs that it is made of
     evaluated: NotRequired[Provenance]          # by what its metrics were computed again
 
-# %% ../nbs/10_runs.ipynb #1e25df23
+# %% ../nbs/10_runs.ipynb #8eb69f68
 def check_record(
     record:Any,
     place:str|Path='the record',
@@ -432,15 +445,18 @@ def _check_metrics(values, task, place):
     "The main metric is there, and each metric is a `Value`"
     kind = kind_of(task)
     if kind.main not in values: raise HatenbError(f'{kind.main!r} is missing', place, 'Evaluate the run again.')
-    for m in set(kind.metrics(task.question)) & set(values): check_type(values[m], Value, f'{place}, {m}')
+    for m in set(kind.metrics(task.question)) & set(values):
+        check_type(values[m], Value, f'{place}, {m}')
+        if (values[m]['low'] is None) != (values[m]['high'] is None): _refuse(None, float, f'{place}, {m}, interval')
 
-# %% ../nbs/10_runs.ipynb #4c055f27
+# %% ../nbs/10_runs.ipynb #7ab6a338
 def read_record(path:str|Path) -> Record:
     "Read a record; raises `HatenbError` if it is not a whole one"
     try: found = read_json(path)
     except HatenbError: raise
     except (RecursionError, ValueError, OSError) as e:
-        raise HatenbError(f'the record cannot be read: {type(e).__name__}', path, 'Delete it and make the run again.') from None
+        raise HatenbError(f'the record cannot be read: {type(e).__name__}', path,
+                          'Delete it and make the run again.') from None
     return check_record(found, path)
 
 # %% ../nbs/10_runs.ipynb #2b03f71e
@@ -488,31 +504,35 @@ def run_folder(
     except (HatenbError, OSError, ValueError): taken = config.id
     return place if taken == config.id else RunFolder(place.folder.with_name(f'{config.name}-{config.id[:6]}'))
 
-# %% ../nbs/10_runs.ipynb #d02c1844
+# %% ../nbs/10_runs.ipynb #b6c847cf
 def source_folders(
     config:RunConfig,
     runs_path:str|Path, # where those lie that are given as configurations or names
 ) -> list[Path]:
-    "The folders of the finished runs that a run is made of; raises `HatenbError` where one is not there: nothing is made"
+    """The folders of the finished runs that a run is made of; raises `HatenbError` where one is not there: nothing is
+    made"""
     out = []
     for s in config.sources:
         if not isinstance(s, str): found = [run_folder(RunConfig.from_dict(s, 'sources'), runs_path).folder]
         else: found = sorted(map(Path, glob.glob(s))) or [p for p in [Path(runs_path)/s] if p.is_dir()]
-        if not found: raise HatenbError('there is no such run', f'source {s}', f'Name a folder, a glob, or a run in {runs_path}.')
+        if not found:
+            raise HatenbError('there is no such run', f'source {s}', f'Name a folder, a glob, or a run in {runs_path}.')
         out += found
     for f in out:
-        if not RunFolder(f).finished: raise HatenbError('the source has no record: it was never finished', f, 'Run it to its end first.')
+        if not RunFolder(f).finished:
+            raise HatenbError('the source has no record: it was never finished', f, 'Run it to its end first.')
     return out
 
-# %% ../nbs/10_runs.ipynb #92827b68
+# %% ../nbs/10_runs.ipynb #066f6f94
 def head_config(config:RunConfig, task:Task) -> HeadConfig:
     "The settings of a task's head"
     d = _head_options(config.heads.get(task.name, {}))
-    whole_posts = kind_of(task).head.forward is Head.forward      # heads that look at single words take no counts of a post
+    # heads that look at single words take no counts of a post
+    whole_posts = kind_of(task).head.forward is Head.forward
     if config.lexicon and whole_posts: d['extra'] = len(read_lexicon(config.lexicon)[1])
     return _from_dict(HeadConfig, d, f'heads, {task.name}')
 
-# %% ../nbs/10_runs.ipynb #31495ea9
+# %% ../nbs/10_runs.ipynb #567471fc
 def run_model(
     config:RunConfig,
     encoder:Encoder,       # with the run's adapters
@@ -521,7 +541,8 @@ def run_model(
 ) -> Model:
     "The encoder with a head for each of the run's tasks: those of the sources, new ones for other tasks"
     seed_everything(config.seed, 'heads')
-    heads = [make_head(t, encoder.width, counted[t.corpus], head_config(config, t)) for t in map(Task.parse, config.tasks)]
+    heads = [make_head(t, encoder.width, counted[t.corpus], head_config(config, t))
+             for t in map(Task.parse, config.tasks)]
     model = strategy_model(run_strategy(config), encoder, heads)
     for f in sources: _take_heads(model, Run(f))
     return model
@@ -533,9 +554,10 @@ def _take_heads(model, source):
         if not mine: continue
         try: head.load_state_dict(mine)
         except RuntimeError as e:
-            raise HatenbError(f'the head of {key} has another shape: {e}', source.folder, 'Give the run the heads of its sources.') from None
+            raise HatenbError(f'the head of {key} has another shape: {e}', source.folder,
+                              'Give the run the heads of its sources.') from None
 
-# %% ../nbs/10_runs.ipynb #f578b500
+# %% ../nbs/10_runs.ipynb #34d7089e
 def load_model(
     config:RunConfig,
     adapters:dict[str,Path],         # name → folder
@@ -544,7 +566,9 @@ def load_model(
     device='cpu',
 ) -> Model:
     "A trained model from its parts, ready to predict; raises `HatenbError` where they do not fit"
-    if not config.makes_model: raise HatenbError(f'{config.baseline or config.strategy} has no model to load', config.name, 'Load a run with an encoder.')
+    if not config.makes_model:
+        raise HatenbError(f'{config.baseline or config.strategy} has no model to load', config.name,
+                          'Load a run with an encoder.')
     encoder = load_encoder(config.encoder, config.quantization, resolve_dtype(config.dtype, device), device)
     for name,folder in adapters.items(): encoder.load(folder, name)
     model = run_model(config, encoder, counted)
@@ -554,16 +578,17 @@ def load_model(
 
 _damaged = 'The run is damaged: delete its folder and make it again.'
 
-# %% ../nbs/10_runs.ipynb #185638d1
+# %% ../nbs/10_runs.ipynb #79e2f0d0
 def read_tensors(path:str|Path) -> dict[str,torch.Tensor]:
     "The tensors of a safetensors file; raises `HatenbError` if it is none, or holds numbers that are not finite"
     try: found = load_file(path)
     except Exception as e: raise HatenbError(f'the tensors cannot be read: {e}', path, _damaged) from None
     for k,v in found.items():
-        if v.is_floating_point() and not v.isfinite().all(): raise HatenbError(f'{k} holds numbers that are not finite', path, _damaged)
+        if v.is_floating_point() and not v.isfinite().all():
+            raise HatenbError(f'{k} holds numbers that are not finite', path, _damaged)
     return found
 
-# %% ../nbs/10_runs.ipynb #68e0567b
+# %% ../nbs/10_runs.ipynb #958d2c65
 class Run(RunFolder):
     "A finished run, opened: its record is checked, nothing is made"
     def __init__(self,
@@ -581,24 +606,31 @@ class Run(RunFolder):
         for k,sha in self.record['files'].items():
             if not k.startswith(below): continue
             path = self.folder/k
-            if '..' in Path(k).parts or Path(k).is_absolute(): raise HatenbError('the record names a file outside its folder', f'{self.record_file}, {k}', _damaged)
+            if '..' in Path(k).parts or Path(k).is_absolute():
+                raise HatenbError('the record names a file outside its folder', f'{self.record_file}, {k}', _damaged)
             if not path.is_file(): raise HatenbError('the file is missing', path, _damaged)
-            if file_sha256(path) != sha: raise HatenbError('the file is not the one that the record names', path, _damaged)
+            if file_sha256(path) != sha:
+                raise HatenbError('the file is not the one that the record names', path, _damaged)
 
-# %% ../nbs/10_runs.ipynb #0e644d43
+# %% ../nbs/10_runs.ipynb #19abd2e1
 @patch
 def predictions(self:Run, split:str='test') -> pd.DataFrame:
     "The predictions of a split, with gold; raises `HatenbError` where they are not there or damaged"
     path = self.predictions_file(split)
-    if not path.is_file(): raise HatenbError(f'there are no predictions of the {split} split', path, 'Make the run again, or publish it with predictions.')
+    if not path.is_file():
+        raise HatenbError(f'there are no predictions of the {split} split', path,
+                          'Make the run again, or publish it with predictions.')
     self.check_files(f'predictions/{split}.')
     return load_predictions(path)
 
 @patch
 def heads(self:Run) -> dict[str,torch.Tensor]:
     "The tensors of its heads"
-    if not self.config.makes_model: raise HatenbError(f'{self.config.baseline or self.config.strategy} has no heads', self.folder, 'Take a run with an encoder.')
-    if self.heads_file.name not in self.record['files']: raise HatenbError('the record names no heads', self.record_file, 'Name the folder where the run was made.')
+    if not self.config.makes_model:
+        raise HatenbError(f'{self.config.baseline or self.config.strategy} has no heads', self.folder,
+                          'Take a run with an encoder.')
+    if self.heads_file.name not in self.record['files']:
+        raise HatenbError('the record names no heads', self.record_file, 'Name the folder where the run was made.')
     self.check_files(self.heads_file.name)
     return read_tensors(self.heads_file)
 
@@ -630,11 +662,12 @@ def parts(self:Run) -> list[Run]:
     if self.config.strategy != 'join': return [self]
     return [Run(f) for f in source_folders(self.config, self.folder.parent)]
 
-# %% ../nbs/10_runs.ipynb #c7c1b11e
+# %% ../nbs/10_runs.ipynb #04224ae0
 def read_records(
     paths, # record files, run folders, or folders of runs
 ) -> list[dict]:
-    "The readable records below `paths`, in the order of their paths, each with its `folder`; others are reported; raises `HatenbError` where there is none"
+    """The readable records below `paths`, in the order of their paths, each with its `folder`; others are reported;
+    raises `HatenbError` where there is none"""
     out = []
     for p in map(Path, [paths] if isinstance(paths, (str,Path)) else paths):
         files = [p] if p.suffix == '.json' else sorted(p.rglob(RunFolder(p).record_file.name))

@@ -1,0 +1,229 @@
+"What a study compares with what: hand-made records, hand-made predictions, and what is noticed when a record changes"
+
+import dataclasses, json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hatenb.comparisons import base_of, compare_study, comparisons_table, has_settings, sides_of
+from hatenb.core import HatenbError, write_json
+from hatenb.evaluation import compare, evaluate, load_predictions, save_predictions
+from hatenb.corpora import load_corpus
+from hatenb.runs import Run, RunConfig, RunFolder
+from hatenb.studies import Study, publish, read_study, study_records
+from hatenb.training import TrainConfig
+
+TASKS = 'mini/label', 'mini/target'
+PLAIN = dict(name='plain', same=['train.lr', 'train.epochs', 'adapter'])
+TUNED = dict(name='plain, tuned', same=['train.epochs', 'adapter'], free=['train.lr'])
+SINGLE = dict(name='single task', same=['train.epochs', 'adapter'], free=['train.lr'], apart=True)
+
+
+def record(score, tasks=TASKS, **config):
+    "A record with the same score for everything"
+    c = RunConfig(tasks, **config)
+    values = {
+        t: {m: dict(value=score, low=None, high=None) for m in ('macro_f1', 'auroc', 'average_precision')}
+        for t in tasks
+    }
+    return dict(id=c.id, name=c.name, config=c.to_dict(), metrics=dict(validation=values, test=values))
+
+
+def lr(x, **more):
+    return dict(train=TrainConfig(lr=x, **more))
+
+
+SLOW, FAST, BEST = record(0.5, **lr(1e-4)), record(0.6, **lr(1e-2)), record(0.7, **lr(1e-3))
+RULE = record(0.8, balancing='famo', **lr(1e-2))
+LONGER = record(0.9, **lr(1e-3, epochs=9))
+ALONE = [record(s, tasks=(t,), **lr(x)) for t in TASKS for s, x in ((0.6, 1e-3), (0.5, 1e-2))]
+BOTTLENECK = record(0.95, adapter='seq_bn', **lr(1e-2))
+RECORDS = [SLOW, FAST, BEST, RULE, LONGER, *ALONE, BOTTLENECK]
+
+
+def pairs(comparison, records=RECORDS):
+    return [([r['name'] for r in a], [r['name'] for r in b]) for a, b, _ in sides_of(comparison, records)]
+
+
+def test_the_plain_run_is_like_it_in_what_is_named_and_else_at_its_defaults():
+    assert pairs(PLAIN) == [([RULE['name']], [FAST['name']])]  # others would be compared with themselves
+
+
+def test_of_several_the_best_on_validation_unless_it_is_the_run_itself():
+    found = dict((a[0], b[0]) for a, b in pairs(TUNED))
+    best = ALONE[0]['name'], ALONE[2]['name']
+    assert found == {
+        SLOW['name']: BEST['name'],
+        FAST['name']: BEST['name'],
+        RULE['name']: BEST['name'],
+        ALONE[1]['name']: best[0],
+        ALONE[3]['name']: best[1],
+    }
+
+
+def test_apart_there_is_a_base_for_each_task():
+    found = [(a[0], b[0]) for a, b in pairs(dict(SINGLE, runs=dict(balancing='famo')))]
+    assert found == [(RULE['name'], ALONE[0]['name']), (RULE['name'], ALONE[2]['name'])]
+
+
+def test_only_the_best_of_those_that_fit_is_compared():
+    merged = [
+        record(s, strategy='merge', strategy_options=dict(rule=r), sources=[dict(tasks=[t]) for t in TASKS])
+        for s, r in ((0.4, 'ties'), (0.6, 'knots'))
+    ]
+    c = dict(
+        name='merge', runs=dict(strategy='merge'), best=True, base=dict(strategy='single'), free=['all'], apart=True
+    )
+    assert [a[0] for a, _ in pairs(c, [*RECORDS, *merged])] == [merged[1]['name']] * 2
+    assert has_settings(
+        merged[0], dict(strategy=['merge', 'fuse'], strategy_options=dict(rule='ties'))
+    ) and not has_settings(BEST, dict(strategy='single'))
+
+
+def test_seeds_stand_together_and_need_the_same_seeds():
+    runs = [record(0.5, balancing='famo', seed=s) for s in (0, 1)]
+    bases = [record(0.5, seed=s) for s in (1, 0, 2)]
+    assert pairs(dict(name='plain'), [*runs, *bases]) == [
+        ([r['name'] for r in runs], [bases[1]['name'], bases[0]['name']])
+    ]
+    assert pairs(dict(name='plain'), [*runs, bases[0]]) == []
+    assert base_of(runs, list(TASKS), dict(name='plain'), [*runs, *bases])[0]['config']['seed'] == 0
+
+
+# ---- from predictions that are made by hand
+
+
+def predictions(right):
+    "Answers to the label of mini's test posts, of which so many are right"
+    posts = load_corpus('mini')['test']
+    y = np.array(posts['label'])
+    said = np.where(np.arange(len(y)) < right * len(y), y, (y + 1) % 3)
+    return pd.DataFrame(
+        dict(
+            corpus='mini',
+            id=posts['id'],
+            label=y,
+            label_dist=posts['label_dist'],
+            target=posts['target'],
+            label_prob=list((np.eye(3)[said] * 0.7 + 0.1).astype(np.float32)),
+        )
+    )
+
+
+def made_by_hand(folder, config, right):
+    "A run's folder with hand-made predictions, and its record"
+    place = RunFolder(folder / config.name)
+    table = predictions(right)
+    for split in ('validation', 'test'):
+        save_predictions(table, place.predictions_file(split))
+    made_by = dict(commit=None, dirty=False, packages={}, python='', system='', device='cpu', hardware='', threads=1)
+    write_json(
+        place.record_file,
+        dict(
+            id=config.id,
+            name=config.name,
+            config=config.to_dict(),
+            metrics={s: evaluate(table, 20) for s in ('validation', 'test')},
+            corpora={'mini': dict(checksum='', posts={})},
+            cost={},
+            history=[],
+            files=place.digests(),
+            provenance=made_by,
+        ),
+    )
+    return {**Run(place.folder).record, 'folder': str(place.folder)}
+
+
+STUDY = Study.from_dict(
+    dict(
+        name='hand',
+        runs=[dict(tasks=['mini/label'], baseline=['majority', 'tfidf'])],
+        comparisons=[
+            dict(name='majority', runs=dict(baseline='tfidf'), base=dict(baseline='majority'), all_metrics=True)
+        ],
+    )
+)
+
+
+@pytest.fixture
+def hand(tmp_path):
+    records = [made_by_hand(tmp_path / 'runs', c, right) for c, right in zip(STUDY.runs, (0.4, 0.8))]
+    publish(records, tmp_path / 'results', predictions=False, study=STUDY)
+    return tmp_path, records
+
+
+def test_differences_are_those_of_compare_on_the_predictions(hand):
+    path, records = hand
+    (found,) = compare_study(STUDY, path / 'results', path / 'runs')
+    (row,) = found['rows']
+    assert (row['runs'], row['base']) == ([records[1]['name']], [records[0]['name']])
+    by_hand = compare(*(load_predictions(path / 'runs' / r['name'] / 'predictions' / 'test.parquet') for r in records))
+    table = comparisons_table('hand', path / 'results').set_index('metric')
+    for r in by_hand.itertuples():
+        for k in ('a', 'b', 'difference', 'low', 'high', 'p'):
+            assert table.loc[r.metric, k] == pytest.approx(getattr(r, k), abs=1e-9), (r.metric, k)
+    accuracy = np.array(
+        [(np.stack(t.label_prob).argmax(1) == t.label).mean() for t in (predictions(0.4), predictions(0.8))]
+    )
+    assert (
+        table.loc['accuracy', 'difference'] == pytest.approx(accuracy[1] - accuracy[0])
+        and table.loc['accuracy', 'finding'] == 'better'
+    )
+
+
+def test_what_was_compared_is_kept_when_predictions_go_and_dropped_when_a_record_changes(hand):
+    path, records = hand
+    before = compare_study(STUDY, path / 'results', path / 'runs')
+    for r in records:
+        (path / 'runs' / r['name'] / 'predictions' / 'test.parquet').unlink()
+    assert json.loads(json.dumps(compare_study(STUDY, path / 'results', path / 'runs'))) == json.loads(
+        json.dumps(before)
+    )
+    file = path / 'results' / 'runs' / records[1]['name'] / 'record.json'
+    other = Run(file.parent).record
+    other['metrics']['test']['mini/label']['macro_f1']['value'] -= 0.1
+    write_json(file, other)
+    with pytest.warns(UserWarning, match='stale'):
+        assert not len(comparisons_table('hand', path / 'results'))
+    with pytest.warns(UserWarning, match='for want of predictions'):
+        (found,) = compare_study(STUDY, path / 'results', path / 'runs')
+    assert found['rows'] == []
+
+
+def test_publishing_again_keeps_comparisons_and_each_run_is_there_once(hand):
+    path, records = hand
+    compare_study(STUDY, path / 'results', path / 'runs')
+    publish(records, path / 'results', predictions=False, study=STUDY)
+    publish(
+        records[:1], path / 'results', predictions=False, study=dataclasses.replace(STUDY, name='other', comparisons=[])
+    )
+    assert read_study('hand', path / 'results')['comparisons'] and len(list((path / 'results' / 'runs').iterdir())) == 2
+    assert [r['name'] for r in study_records('hand', 'other', results=path / 'results')] == [r['name'] for r in records]
+    with pytest.raises(HatenbError, match='missing'):
+        study_records('nowhere', results=path / 'results')
+
+
+@pytest.mark.parametrize(
+    'c,words',
+    [
+        (dict(runs={}), "'name' is missing"),
+        (dict(name='x', like=['train']), "'like'"),
+        (dict(name='x', same='train'), 'is not a list'),
+        (dict(name=5), 'is not text'),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_told(c, words):
+    with pytest.raises(HatenbError, match=words):
+        Study.from_dict(dict(name='s', runs=[dict(tasks=['mini/label'])], comparisons=[c]))
+
+
+def test_what_is_published_holds():
+    "The project's own comparisons: none is stale, all are declared"
+    from pathlib import Path
+
+    for file in (Path(__file__).parent.parent / 'studies').glob('*.toml'):
+        study, kept = Study.load(file), read_study(file.stem)
+        assert {c['name'] for c in kept['comparisons']} <= {c['name'] for c in study.comparisons}
+        table = comparisons_table(file.stem)
+        assert len(table) == sum(len(r['table']) for c in kept['comparisons'] for r in c['rows'])
