@@ -1,18 +1,17 @@
-"Losses and heads: sums over any partition, agreement with torch's own functions, extreme logits, what is refused"
-import dataclasses
-
+"Kinds: losses and heads: sums over any partition, agreement with torch's own functions, extreme logits, what is refused"
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings as hsettings, strategies as st
 
-from hatenb.corpora import LABELS, TARGETS
 from hatenb.core import HatenbError
-from hatenb.heads import HeadConfig, Task, heads, make_head, partition, questions
-from hatenb.losses import loss_vector, loss_weights, losses, make_loss
+from hatenb.corpora import corpora
+from hatenb.kinds import HeadConfig, kinds, loss_vector, loss_weights, losses, make_head, make_loss
+from hatenb.tasks import Task, partition, question_of
 
-FREQUENCIES = dict(label=[.4, .25, .35], target=[.2, .05, .02, .01, .01, .1, .15, .12, .03, .02, .08], score=dict(mean=-.6, sd=2.4))
+COUNTED = dict(label=dict(share=[.4, .25, .35]), target=dict(share=[.2, .05, .02, .01, .01, .1, .15, .12, .03, .02, .08]),
+               rationale={}, text={}, score=dict(mean=-.6, sd=2.4))
 TASKS = dict(multiclass='mini/label', multilabel='mini/target', tokens='mini/rationale', regression='mini_mhs/score')
 WIDTH, LENGTH = 6, 7
 quick = hsettings(max_examples=8, deadline=None)
@@ -28,7 +27,7 @@ ids = [f'{n}-{"-".join(map(str, o))}' for n, o in CASES]
 def loss_of(name, options, part=''):
     kind = losses[name].kinds[0]
     config = HeadConfig(loss=name, loss_options=options, dropout=0.)
-    return make_loss(make_head(Task.parse(TASKS[kind] + part), WIDTH, FREQUENCIES, config))
+    return make_loss(make_head(Task.parse(TASKS[kind] + part), WIDTH, COUNTED, config))
 
 
 def gold_batch(n, seed=0):
@@ -107,7 +106,7 @@ def test_weighted_cross_entropy_is_torchs_mean():
     loss, batch = loss_of('cross_entropy', dict(balance=1.)), gold_batch(12)
     x = logits_for(loss, 12)
     ours = loss.sums(x, batch)/loss.weights(batch)
-    share = torch.tensor(FREQUENCIES['label'])
+    share = torch.tensor(COUNTED['label']['share'])
     assert torch.allclose(ours, F.cross_entropy(x, batch['label'], weight=1/share, ignore_index=-1))
     assert (loss.class_weight*share).sum().item() == pytest.approx(1)
 
@@ -135,12 +134,12 @@ def test_undecided_posts_carry_no_weight():
 @pytest.mark.parametrize('balance', [0., .5, 1.])
 def test_binary_is_torchs(balance):
     apart, one, batch = loss_of('binary', dict(balance=balance, apart=True)), loss_of('binary', dict(balance=balance)), gold_batch(9)
-    x, f = logits_for(one, 9), torch.tensor(FREQUENCIES['target'])
+    x, f = logits_for(one, 9), torch.tensor(COUNTED['target']['share'])
     each = F.binary_cross_entropy_with_logits(x, batch['target'], pos_weight=((1-f)/f)**balance, reduction='none')
     assert torch.allclose(apart.sums(x, batch), each.sum(0), rtol=1e-5) and torch.allclose(one.sums(x, batch), each.sum().reshape(1), rtol=1e-5)
     assert torch.allclose(one.sums(x, batch)/one.weights(batch), each.mean())
     assert torch.allclose(apart.sums(x, batch)/apart.weights(batch), each.mean(0))
-    assert apart.names == [f'mini/target.{t}' for t in TARGETS] and one.names == ['mini/target']
+    assert apart.names == [f'mini/target.{t}' for t in question_of('mini/target').outputs] and one.names == ['mini/target']
 
 
 def test_a_part_of_the_targets_has_its_columns_only():
@@ -149,7 +148,7 @@ def test_a_part_of_the_targets_has_its_columns_only():
     parts = [loss_of('binary', dict(apart=True, balance=.5), f':{i}/4') for i in (1, 2, 3, 4)]
     got = torch.cat([l.sums(x[:, l.task.places], batch) for l in parts])
     assert torch.allclose(got, whole.sums(x, batch))
-    assert [n.rpartition('.')[2] for l in parts for n in l.names] == list(TARGETS)
+    assert [n.rpartition('.')[2] for l in parts for n in l.names] == list(question_of('mini/target').outputs)
 
 
 def plain_focal(x, y, alpha, gamma):
@@ -188,14 +187,14 @@ def test_regression_losses_are_torchs_in_standard_deviations():
 # ---- what is refused
 
 def refused(name, task, options={}):
-    with pytest.raises(HatenbError) as e: make_loss(make_head(Task.parse(task), WIDTH, FREQUENCIES, HeadConfig(loss=name, loss_options=options)))
+    with pytest.raises(HatenbError) as e: make_loss(make_head(Task.parse(task), WIDTH, COUNTED, HeadConfig(loss=name, loss_options=options)))
     return str(e.value)
 
 
 @pytest.mark.parametrize('name', list(losses))
 @pytest.mark.parametrize('kind', list(TASKS))
 def test_a_loss_of_another_kind(name, kind):
-    if kind in losses[name].kinds: make_loss(make_head(Task.parse(TASKS[kind]), WIDTH, FREQUENCIES, HeadConfig(loss=name)))
+    if kind in losses[name].kinds: make_loss(make_head(Task.parse(TASKS[kind]), WIDTH, COUNTED, HeadConfig(loss=name)))
     else: assert all(s in refused(name, TASKS[kind]) for s in (name, kind, TASKS[kind], losses[name].kinds[0]))
 
 
@@ -231,12 +230,12 @@ def test_losses_of_a_batch_cut_anywhere_are_those_of_the_whole():
 
 # ---- heads
 
-@pytest.mark.parametrize('kind', [k for k in heads if k != 'language'])    # which is of one shape: test_language.py
+@pytest.mark.parametrize('kind', [k for k in kinds if k != 'language'])    # which is of one shape: test_language.py
 @pytest.mark.parametrize('hidden', [(), (5,), (8, 4, 3)])
 @pytest.mark.parametrize('pooling', ['mean', 'first'])
 def test_heads_of_every_shape(kind, hidden, pooling):
     task = Task.parse(TASKS[kind])
-    head = make_head(task, WIDTH, FREQUENCIES, HeadConfig(hidden=hidden, pooling=pooling)).eval()
+    head = make_head(task, WIDTH, COUNTED, HeadConfig(hidden=hidden, pooling=pooling)).eval()
     widths = [m.in_features for m in head.net if isinstance(m, torch.nn.Linear)] + [head.net[-1].out_features]
     assert widths == [WIDTH, *hidden, len(task.outputs)]
     batch, states = gold_batch(4), torch.randn(4, LENGTH, WIDTH, requires_grad=True)
@@ -251,7 +250,7 @@ def test_heads_of_every_shape(kind, hidden, pooling):
 
 @pytest.mark.parametrize('kind', ['multiclass', 'multilabel', 'regression'])
 def test_mean_pooling_ignores_padding_and_special_tokens(kind):
-    head, batch = make_head(Task.parse(TASKS[kind]), WIDTH, FREQUENCIES).eval(), gold_batch(4)
+    head, batch = make_head(Task.parse(TASKS[kind]), WIDTH, COUNTED).eval(), gold_batch(4)
     states = torch.randn(4, LENGTH, WIDTH)
     other = torch.where((batch['token_word'] >= 0)[..., None], states, 1e3)
     assert torch.equal(head(states, batch), head(other, batch))
@@ -260,7 +259,7 @@ def test_mean_pooling_ignores_padding_and_special_tokens(kind):
 def test_a_post_of_special_tokens_only_gives_numbers():
     batch = dict(token_word=torch.full((2, LENGTH), -1))
     for kind, task in TASKS.items():
-        head = make_head(Task.parse(task), WIDTH, FREQUENCIES).eval()
+        head = make_head(Task.parse(task), WIDTH, COUNTED).eval()
         found = head.predict(head(torch.randn(2, LENGTH, WIDTH), batch).detach(), batch)
         for v in found.values(): assert np.isfinite(np.concatenate([np.atleast_1d(x) for x in v])).all()
 
@@ -277,8 +276,8 @@ def test_predictions_of_a_partition_join_to_all_columns(k):
     states, batch = torch.randn(3, LENGTH, WIDTH), gold_batch(3)
     found = []
     for i in range(1, k+1):
-        head = make_head(Task.parse(f'mini/target:{i}/{k}'), WIDTH, FREQUENCIES).eval()
-        assert head.share.tolist() == pytest.approx([FREQUENCIES['target'][j] for j in head.task.places])
+        head = make_head(Task.parse(f'mini/target:{i}/{k}'), WIDTH, COUNTED).eval()
+        assert head.share.tolist() == pytest.approx([COUNTED['target']['share'][j] for j in head.task.places])
         found.append(np.stack(head.predict(head(states, batch).detach(), batch)['target_prob']))
     assert (np.isfinite(found).sum(0) == 1).all()
 
@@ -295,15 +294,16 @@ def test_frequencies_that_are_missing(kind):
 
 def test_unknown_tasks_and_poolings():
     with pytest.raises(HatenbError, match='rationale'): Task.parse('mini/rational')
-    with pytest.raises(HatenbError, match='pooling'): make_head(Task.parse('mini/label'), WIDTH, FREQUENCIES, HeadConfig(pooling='max'))
+    with pytest.raises(HatenbError, match='pooling'): make_head(Task.parse('mini/label'), WIDTH, COUNTED, HeadConfig(pooling='max'))
 
 
 def test_the_score_comes_back_in_its_own_unit():
-    head = make_head(Task.parse('mini_mhs/score'), WIDTH, FREQUENCIES)
+    head = make_head(Task.parse('mini_mhs/score'), WIDTH, COUNTED)
     assert head.predict(torch.tensor([[0.], [1.]]), {})['score_pred'] == pytest.approx([-.6, 1.8])
 
 
 def test_tasks_are_written_as_they_are_read():
     for text in ('mini/label', 'mini/target:2/4', 'hatexplain/rationale', 'mhs_share/score'): assert Task.parse(text).key == text
-    for name, q in questions.items(): assert Task.parse(name).key == f'{q.corpus}/{name}'
-    assert Task.parse('label').outputs == LABELS and dataclasses.is_dataclass(Task)
+    for c in (c for c in corpora.values() if c.usual):
+        for q in c.questions: assert question_of(q.name).kind == q.kind
+    assert Task.parse('label').outputs == question_of('hatexplain/label').outputs
