@@ -309,7 +309,7 @@ def _explain(
         record = explain_run(f, by or (), split, limit=limit)
         print(f'{record["id"]}, {record["posts"]} posts')
         for l in levels: print(f'{_table(explanations_table(record["explainers"], l).reset_index())}\n')
-        if out: print(f'record: {write_json(out/(record["id"]+".json"), record)}')
+        if out: print(f'record: {write_json(out/(record.get("name", record["id"])+".json"), record)}')
 
 # %% ../nbs/13_cli.ipynb #9fd0d05d
 @app.command('functional')
@@ -326,7 +326,7 @@ def _functional(
         raise HatenbError('there is nothing to ask', 'functional', 'Name folders of finished runs, or --linear CORPUS.')
     for record in (*map(functional_run, runs or ()), *map(linear_record, linear or ())):
         print(functional_text(record) + '\n')
-        if out: print(f'record: {write_json(out/(record["id"]+".json"), record)}')
+        if out: print(f'record: {write_json(out/(record.get("name", record["id"])+".json"), record)}')
 
 # %% ../nbs/13_cli.ipynb #d7e1601d
 @app.command('demo')

@@ -11,12 +11,20 @@ from sklearn.dummy import DummyClassifier
 from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import FixedThresholdClassifier
 
-from hatenb.evaluation import apply_temperature, apply_thresholds, best_threshold, decisions, disagreement, fit_temperature, fit_thresholds, reliability, tempered
 from hatenb.core import HatenbError, read_json, write_json
-from hatenb.corpora import LABELS, TARGETS
-from hatenb.evaluation import evaluate, load_predictions
+from hatenb.evaluation import (
+    apply_temperature, apply_thresholds, choose_thresholds, decisions, disagreement, evaluate, evaluate_at, fit_temperature, fit_thresholds,
+    load_predictions, reliability)
+from hatenb.kinds import best_threshold, kind_of
+from hatenb.kinds.base import move_to_half
+from hatenb.kinds.multiclass import negative_threshold
+from hatenb.kinds.tokens import best_word_threshold
+from hatenb.tasks import question_of
 
-results = Path(__file__).parents[1]/'results'/'first'
+LABELS, TARGETS = (question_of(f'mini/{t}').outputs for t in ('label', 'target'))
+
+stored = Path(__file__).parent/'safety'/'predictions'/'hatexplain.parquet'    # real predictions, with gold
+multiclass, multilabel, tokens = (kind_of(k) for k in ('multiclass', 'multilabel', 'tokens'))
 
 
 def made_up(n=3000, label=1., target=1., seed=0):
@@ -56,11 +64,11 @@ def test_what_is_decided_stays():
     q = rng.random(2000).round(6)
     q[:3] = 0, .5, 1
     for T in (.05, .7, 3, 20):
-        assert (tempered(p, T, 'multiclass').argmax(1) == p.argmax(1)).all()
-        np.testing.assert_allclose(tempered(p, T, 'multiclass').sum(1), 1)
-        assert ((tempered(q, T, 'multilabel') >= .5) == (q >= .5)).all()
-        assert (np.diff(tempered(np.sort(q), T, 'tokens')) >= 0).all()
-    np.testing.assert_allclose(tempered(p, 1, 'multiclass'), p, atol=4e-6)
+        assert (multiclass.temper(p, T).argmax(1) == p.argmax(1)).all()
+        np.testing.assert_allclose(multiclass.temper(p, T).sum(1), 1)
+        assert ((multilabel.temper(q, T) >= .5) == (q >= .5)).all()
+        assert (np.diff(tokens.temper(np.sort(q), T)) >= 0).all()
+    np.testing.assert_allclose(multiclass.temper(p, 1), p, atol=4e-6)
 
 
 def test_a_run_that_is_certain_is_not_taken_at_its_word():
@@ -87,8 +95,8 @@ def test_the_threshold_is_that_of_brute_force(seed):
 def test_thresholds_do_on_new_posts_what_scikit_learns_do():
     "Scikit-learn's classifier with a fixed threshold says the same as the moved probabilities"
     fit, new = made_up(800, seed=1), made_up(500, seed=2)
-    thresholds = fit_thresholds(fit)
-    moved = np.stack(apply_thresholds(new, thresholds).target_prob) >= .5
+    thresholds = fit_thresholds(fit, 'target')
+    moved = np.stack(apply_thresholds(new, dict(target=thresholds)).target_prob) >= .5
     for i, c in enumerate(TARGETS):
         p = np.stack(new.target_prob)[:, i]
 
@@ -100,7 +108,7 @@ def test_thresholds_do_on_new_posts_what_scikit_learns_do():
 
 def test_f1_of_the_fitted_posts_never_gets_worse():
     t = made_up(600, seed=3)
-    a, b = (evaluate(x, 0)['mini/target'] for x in (t, apply_thresholds(t, fit_thresholds(t))))
+    a, b = (evaluate(x, 0)['mini/target'] for x in (t, apply_thresholds(t, dict(target=fit_thresholds(t, 'target')))))
     for c in TARGETS: assert b[f'f1.{c}']['value'] >= a[f'f1.{c}']['value']
     assert b['macro_f1']['value'] > a['macro_f1']['value']
 
@@ -113,17 +121,17 @@ def test_rare_communities_keep_one_half_and_unasked_ones_are_left_out():
     p[:, 0] = np.where(gold[:, 0], .2, .1)
     p[:, 1] = np.nan
     t = t.assign(target=list(gold), target_prob=list(p))
-    got = fit_thresholds(t)
+    got = fit_thresholds(t, 'target')
     assert got[TARGETS[0]] == .5 and TARGETS[1] not in got and len(got) == 10
-    assert fit_thresholds(t, least=19)[TARGETS[0]] == pytest.approx(.15)
-    after = np.stack(apply_thresholds(apply_temperature(t, dict(target=2.)), got).target_prob)
+    assert fit_thresholds(t, 'target', least=19)[TARGETS[0]] == pytest.approx(.15)
+    after = np.stack(apply_thresholds(apply_temperature(t, dict(target=2.)), dict(target=got)).target_prob)
     assert np.isnan(after[:, 1]).all() and not np.isnan(np.delete(after, 1, 1)).any()
 
 
 def test_thresholds_below_what_is_stored_and_probabilities_at_their_edge():
     t = made_up(5).assign(target_prob=list(np.tile([0, 1e-7, 1e-6, .3, .3000001, .7, 1, 0, 0, 0, 0], (5, 1)).astype(float)))
     line = dict(zip(TARGETS, [5e-7, 1e-7, 2e-6, .3, .3, .7, .9999999]))
-    assert (np.stack(apply_thresholds(t, line).target_prob)[0, :7] >= .5).tolist() == [False, True, False, True, True, True, True]
+    assert (np.stack(apply_thresholds(t, dict(target=line)).target_prob)[0, :7] >= .5).tolist() == [False, True, False, True, True, True, True]
 
 
 def test_reliability_is_scikit_learns_curve():
@@ -152,7 +160,7 @@ def test_posts_of_other_corpora_are_passed_over():
     (lambda t: t.iloc[:0], 'label', 'no predictions of the task label'),
     (lambda t: t.drop(columns='target_prob'), 'target', 'no predictions of the task target'),
     (lambda t: t, 'rationale', 'no predictions of the task rationale'),
-    (lambda t: t, 'score', 'no probabilities'),
+    (lambda t: t, 'score', 'no predictions of the task score'),
     (lambda t: t.drop(columns='label'), 'label', "gold column 'label' is missing"),
     (lambda t: t.assign(label=0), 'label', 'are the same'),
     (lambda t: t.assign(label=-1), 'label', 'no gold label'),
@@ -168,14 +176,13 @@ def test_what_cannot_be_applied(tmp_path):
     t = made_up(30)
     for T in (0, -1, np.inf, np.nan):
         with pytest.raises(HatenbError, match='temperature is'): apply_temperature(t, dict(label=T))
-    with pytest.raises(HatenbError, match='no probabilities'): apply_temperature(t, dict(score=2.))
-    with pytest.raises(HatenbError, match="no community 'Martians'"): apply_thresholds(t, dict(Martians=.3))
+    with pytest.raises(HatenbError, match="no output 'Martians'"): apply_thresholds(t, dict(target=dict(Martians=.3)))
     for line in (0, 1, np.nan):
-        with pytest.raises(HatenbError, match='threshold of Arab'): apply_thresholds(t, dict(Arab=line))
-    with pytest.raises(HatenbError, match='no predictions of the task target'): apply_thresholds(t.drop(columns='target_prob'), dict(Arab=.3))
-    with pytest.raises(HatenbError, match='names a community'): fit_thresholds(t.assign(target=[np.zeros(11, int)]*30))
+        with pytest.raises(HatenbError, match='threshold of Arab'): apply_thresholds(t, dict(target=dict(Arab=line)))
+    with pytest.raises(HatenbError, match='no predictions of the task target'): apply_thresholds(t.drop(columns='target_prob'), dict(target=dict(Arab=.3)))
+    with pytest.raises(HatenbError, match='has an output'): fit_thresholds(t.assign(target=[np.zeros(11, int)]*30), 'target')
     with pytest.raises(HatenbError, match='no probabilities'): decisions(t[['corpus', 'id']])
-    with pytest.raises(HatenbError, match='cannot be read'): decisions(tmp_path)
+    with pytest.raises(HatenbError, match='cannot be read'): decisions(tmp_path/'none.parquet')
     with pytest.raises(HatenbError, match='votes are missing'): disagreement(t)
 
 
@@ -191,15 +198,67 @@ def test_disagreement_orders_as_it_should():
     assert by_chance.low['auc'] < .5 < by_chance.high['auc']
 
 
-def test_on_a_real_run(corpora_folder, tmp_path):
-    run = next(results.glob('label+target+rationale-lora-*'))
-    chosen = decisions(run)
+@pytest.mark.parametrize('seed', range(20))
+def test_the_negative_class_has_the_threshold_of_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    n, k = int(rng.integers(5, 60)), int(rng.integers(2, 5))
+    p, y, negative = rng.dirichlet([1]*k, n).round(6)+1e-6, rng.integers(0, k, n), int(rng.integers(k))
+
+    def score(shift): return f1_score(y, (np.log(p)+shift*np.eye(k)[negative]).argmax(1), average='macro', labels=range(k), zero_division=0)
+    line = negative_threshold(p, y, negative)
+    others = np.delete(np.arange(k), negative)
+    margins = np.sort(np.log(p[:, others]).max(1)-np.log(p[:, negative]))
+    best = max(map(score, [0., *(margins[1:]+margins[:-1])/2, margins[0]-1]))
+    assert score(np.log(line/(1-line))) == pytest.approx(best) and (line == .5) == (best == pytest.approx(score(0.)))
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_the_threshold_of_words_is_that_of_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 9, 12)
+    golds = [np.append(rng.integers(0, 2, n-1), 1) for n in sizes]
+    values = [rng.random(n).round(2)+.001 for n in sizes]
+
+    def score(line): return np.mean([f1_score(g, v >= line, zero_division=0) for g, v in zip(golds, values)])
+    assert score(best_word_threshold(golds, values)) == pytest.approx(max(map(score, [*np.concatenate(values), .5])))
+
+
+def test_moving_changes_no_decision_and_leaves_what_was_not_asked():
+    p = np.array([0, 1e-7, .3, np.nextafter(.3, 1), .5, 1, np.nan])
+    moved = move_to_half(p, .3)
+    assert ((moved >= .5) == (p >= .3))[:-1].all() and np.isnan(moved[-1])
+
+
+def test_real_predictions_at_their_thresholds(tmp_path):
+    "What is chosen is kept as JSON, and F1 at thresholds is that of hand-made decisions"
+    t = load_predictions(stored)
+    chosen = decisions(stored)
     assert read_json(write_json(tmp_path/'decisions.json', chosen)) == chosen
-    assert set(chosen['temperatures']) == {'label', 'target', 'rationale'} and set(chosen['thresholds']) == set(TARGETS)
-    test = load_predictions(run/'predictions'/'test.parquet')
-    warm = apply_temperature(test, chosen['temperatures'])
-    a, b, c = (evaluate(t, 0) for t in (test, warm, apply_thresholds(warm, chosen['thresholds'])))
-    for m in ('accuracy', 'macro_f1'): assert a['hatexplain/label'][m]['value'] == b['hatexplain/label'][m]['value']
-    for m in ('macro_f1', 'micro_f1'): assert a['hatexplain/target'][m]['value'] == b['hatexplain/target'][m]['value']
-    assert b['hatexplain/label']['ece']['value'] < a['hatexplain/label']['ece']['value']
-    assert c['hatexplain/target']['macro_f1']['value'] > a['hatexplain/target']['macro_f1']['value'] + .01
+    assert set(chosen['temperatures']) == set(chosen['thresholds']) == {'label', 'target', 'rationale'}
+    lines = choose_thresholds(t)
+    at, plain = evaluate_at(t, lines, 0), evaluate(t, 0)
+    given = np.stack(t.target_prob) >= [lines['target'][c] for c in TARGETS]
+    gold = np.stack(t.target)
+    assert at['hatexplain/target']['macro_f1']['value'] == pytest.approx(f1_score(gold, given, average='macro', zero_division=0))
+    z = np.log(np.clip(np.stack(t.label_prob), 1e-6, 1))
+    z[:, LABELS.index('normal')] += np.log(lines['label']['normal']/(1-lines['label']['normal']))
+    assert at['hatexplain/label']['macro_f1']['value'] == pytest.approx(f1_score(t.label, z.argmax(1), average='macro'))
+    assert set(at['hatexplain/rationale']) == {'token_f1_thresholded', 'iou_f1_thresholded', 'rationale_f1_pooled'}
+    for task, m in (('label', 'macro_f1'), ('target', 'macro_f1'), ('rationale', 'token_f1_thresholded')):
+        assert at[f'hatexplain/{task}'][m]['value'] >= plain[f'hatexplain/{task}'][m]['value']
+
+
+def test_a_temperature_decides_nothing():
+    t = load_predictions(stored)
+    a, b = (evaluate(x, 0) for x in (t, apply_temperature(t, decisions(t)['temperatures'])))
+    for task, ms in (('label', ('accuracy', 'macro_f1')), ('target', ('macro_f1', 'micro_f1'))):
+        for m in ms: assert a[f'hatexplain/{task}'][m]['value'] == b[f'hatexplain/{task}'][m]['value']
+
+
+def test_questions_of_one_name_on_two_corpora_are_told_apart():
+    t = made_up(300, 2.)
+    both = pd.concat([t, made_up(300, .5, seed=1).assign(corpus='hatexplain')], ignore_index=True)
+    found = decisions(both)['temperatures']
+    assert found['mini/label'] == pytest.approx(fit_temperature(t, 'label')) and found['hatexplain/label'] < 1 < found['mini/label']
+    after = apply_temperature(both, {'mini/label': 2.})
+    assert np.stack(after.label_prob[300:]).tolist() == np.stack(both.label_prob[300:]).tolist()

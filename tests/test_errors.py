@@ -8,9 +8,12 @@ import pytest
 from sklearn.metrics import log_loss
 
 from hatenb.core import HatenbError
-from hatenb.corpora import TARGETS, load_corpus, mask
-from hatenb.errors import browse, errors, post_losses
-from hatenb.evaluation import evaluate, save_predictions
+from hatenb.corpora import load_corpus
+from hatenb.evaluation import browse, evaluate, post_losses, save_predictions, worst_posts
+from hatenb.pretokenize import masked_word
+from hatenb.tasks import question_of
+
+TARGETS = question_of('mini/target').outputs
 
 
 def predicted(seed, n=50):
@@ -37,31 +40,30 @@ def test_losses_by_scikit_learn_and_by_the_metrics():
 
 def test_order_and_filters():
     a, b = predicted(0), predicted(1)
-    found = errors(a, b.sample(frac=1, random_state=0))          # in any order
+    found = worst_posts(a, b.sample(frac=1, random_state=0))          # in any order
     x, y = post_losses(a, 'label'), post_losses(b, 'label')
     for r in found.itertuples(): assert r.difference == pytest.approx(y['mini', r.id]-x['mini', r.id])
     assert found.difference.abs().is_monotonic_decreasing and len(found) == len(a)
-    better = errors(a, b, better='first')
+    better = worst_posts(a, b, better='first')
     assert (better['first'] < better['second']).all() and 0 < len(better) < len(a)
     none = next(c for c in TARGETS if not np.stack(a.target)[:, TARGETS.index(c)].any())
-    assert len(errors(a, b, community=none)) == 0 and '0 of 0 posts' in browse(a, b, community=none).data
-    arab = errors(a, b, community='Arab')
+    assert len(worst_posts(a, b, output=none)) == 0 and '0 of 0 posts' in browse(a, b, output=none).data
+    arab = worst_posts(a, b, output='Arab')
     assert set(arab.id) == {r.id for r in a.itertuples() if r.target[TARGETS.index('Arab')]} and len(arab)
-    assert errors(a, task='target', community='Women')['first'].is_monotonic_decreasing
+    assert worst_posts(a, task='target', output='Women')['first'].is_monotonic_decreasing
 
 
-def test_folders_are_read_at_validation(tmp_path):
-    for name, seed in (('validation', 0), ('test', 1)): save_predictions(predicted(seed), tmp_path/'predictions'/f'{name}.parquet')
-    pd.testing.assert_frame_equal(errors(tmp_path), errors(predicted(0)))
-    pd.testing.assert_frame_equal(errors(tmp_path, split='test'), errors(predicted(1)))
+def test_a_file_is_read(tmp_path):
+    save_predictions(predicted(0), tmp_path/'validation.parquet')
+    pd.testing.assert_frame_equal(worst_posts(tmp_path/'validation.parquet'), worst_posts(predicted(0)))
 
 
 def test_runs_that_were_asked_about_different_communities():
     a, b = predicted(0), predicted(1)
     part = b.assign(target_prob=[np.where(np.arange(11) < 4, p, np.nan) for p in b.target_prob])
-    assert errors(part, task='target')['first'].notna().all()
-    with pytest.raises(HatenbError, match='not asked about Women'): errors(a, part, task='target', community='Women')
-    assert len(errors(a, part, task='target', community='African')) == len(a)
+    assert worst_posts(part, task='target')['first'].notna().all()
+    with pytest.raises(HatenbError, match='not asked about Women'): worst_posts(a, part, task='target', output='Women')
+    assert len(worst_posts(a, part, task='target', output='African')) == len(a)
 
 
 def test_the_page_is_whole_and_safe():
@@ -70,7 +72,7 @@ def test_the_page_is_whole_and_safe():
     page = browse(a, b, n=5, names=('<script>alert(1)</script>', 'b&b')).data
     assert '<script' not in page and 'b&amp;b' in page and page.count('<tr>') == 6
     plain = html.unescape(re.sub('<[^>]+>', '', page))
-    found = errors(a, b).id[:5]
+    found = worst_posts(a, b).id[:5]
     words = {p['id']: p['words'] for p in load_corpus('mini')['validation']}
     for i in found: assert ' '.join(words[i]) in plain and f'mini/{i}' in plain
     for kind in ('solid', 'dashed'): assert f'{kind} currentColor' in page
@@ -85,33 +87,34 @@ def test_five_words_a_run_are_in_boxes_and_marked_ones_are_underlined():
 
 
 def test_slurs_are_masked_unless_revealed(monkeypatch):
-    import hatenb.errors as module
+    import importlib
+    module = importlib.import_module('hatenb.evaluation.errors')
     a = predicted(0).iloc[:1]
-    slur = next(w for w in ('bitch', 'retard') if mask(w) != w)
+    slur = next(w for w in ('bitch', 'retard') if masked_word(w) != w)
     words = [slur]*len(a.rationale_any.iloc[0])
     monkeypatch.setattr(module, '_posts', lambda keys: {k: words for k in keys})
-    assert slur not in browse(a, n=1).data and mask(slur) in browse(a, n=1).data
+    assert slur not in browse(a, n=1).data and masked_word(slur) in browse(a, n=1).data
     assert slur in browse(a, n=1, reveal=True).data
 
 
-def test_real_posts_with_two_runs(corpora_folder):
-    from pathlib import Path
-    runs = [next((Path(__file__).parents[1]/'results'/'first').glob(f'{t}-lora-*')) for t in ('target', 'label+target+rationale')]
-    page = browse(*runs, task='target', community='Jewish', better='second', n=3, names=('alone', 'together')).data
-    assert page.count('<tr>') == 4 and 'Jewish' in page and 'hatexplain/' in page
+def test_posts_with_a_class_and_a_question_of_a_named_corpus():
+    a = predicted(0)
+    assert set(worst_posts(a, output='hatespeech').id) == set(a.id[a.label == 2])
+    both = pd.concat([a, a.assign(corpus='hatexplain')], ignore_index=True)
+    assert len(worst_posts(both)) == 2*len(worst_posts(both, task='mini/label')) == 2*len(a)
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (dict(task='text'), 'no loss for the task'), (dict(task='score'), 'no predictions of the task score'), (dict(community='Martians'), "no community 'Martians'"),
-    (dict(task='target', community='Martians'), "no community 'Martians'"), (dict(better='first'), 'one run only'), (dict(better='third'), 'neither run')])
+    (dict(task='text'), 'no predictions of the task text'), (dict(task='score'), 'no predictions of the task score'), (dict(output='Martians'), "no question has an output 'Martians'"),
+    (dict(task='target', output='Martians'), "no question has an output 'Martians'"), (dict(better='first'), 'one run only'), (dict(better='third'), 'neither run')])
 def test_what_is_refused(arguments, words):
-    with pytest.raises(HatenbError, match=words): errors(predicted(0), **arguments)
+    with pytest.raises(HatenbError, match=words): worst_posts(predicted(0), **arguments)
 
 
 def test_predictions_that_do_not_fit():
     a = predicted(0)
-    with pytest.raises(HatenbError, match='same posts') as e: errors(a, a.drop(index=3))
+    with pytest.raises(HatenbError, match='same posts') as e: worst_posts(a, a.drop(index=3))
     assert f'mini/{a.id[3]}' in str(e.value)
     with pytest.raises(HatenbError, match='not in the corpus'): browse(a.assign(id=[f'x{i}' for i in range(len(a))]), n=1)
-    with pytest.raises(HatenbError, match='no communities'): errors(a.drop(columns='target'), community='Women')
-    with pytest.raises(HatenbError, match='does not sum to 1'): errors(a.assign(label_prob=[[.1]*3]*len(a)))
+    with pytest.raises(HatenbError, match='no question has an output'): worst_posts(a.drop(columns=['target', 'target_prob']), output='Women')
+    with pytest.raises(HatenbError, match='does not sum to 1'): worst_posts(a.assign(label_prob=[[.1]*3]*len(a)))

@@ -9,16 +9,17 @@ from datasets import Dataset
 from sklearn.metrics import auc, precision_recall_curve
 
 import hatenb.core                                       # its filters keep the libraries quiet
-from hatenb import explanations as E
+from hatenb.asking import explanations as E
 from hatenb.batches import Posts, collate, encoded_corpus
 from hatenb.core import HatenbError
-from hatenb.corpora import LABELS, frequencies, load_corpus
-from hatenb.evaluation import rationale_table
+from hatenb.corpora import load_corpus
+from hatenb.kinds import count_answers, rationale_table
 from hatenb.regularisers import perturb, real_tokens
 from hatenb.making import make_run as run, run_corpora, run_encoder
 from hatenb.runs import RunConfig, run_model
-from hatenb.studies import explain_run
-from hatenb.training import Model, TrainConfig, predict
+from hatenb.asking import explain_run
+from hatenb.model import Model
+from hatenb.training import TrainConfig, predict
 
 TASKS = 'mini/label', 'mini/rationale'
 
@@ -28,10 +29,10 @@ def parts_of(adapter='lora', options=None, strategy='shared', strategy_options={
     config = RunConfig(tasks, adapter, options if options is not None else dict(r=2), strategy, strategy_options, max_length=max_length, **more)
     encoder = run_encoder(config)
     corpora = run_corpora(config, encoder.tokenizer)
-    model = run_model(config, encoder, {c: frequencies(d['train']) for c, d in corpora.items()})
+    model = run_model(config, encoder, {c: count_answers(d['train'], c) for c, d in corpora.items()})
     g = torch.Generator().manual_seed(0)
     for k, p in model.trainable().items(): p.data += (.5 if k.startswith('heads.') else .03)*torch.randn(p.shape, generator=g)
-    return model.eval(), Posts(E.marked(corpora['mini']['test']).select(range(8)), 'mini', encoder.tokenizer.pad_token_id)
+    return model.eval(), Posts(E.posts_with_marks(corpora['mini']['test'], 'mini').select(range(8)), 'mini', encoder.tokenizer.pad_token_id)
 
 
 @pytest.fixture(scope='module')
@@ -44,8 +45,8 @@ def batch(made): return collate({'mini': made[1]}, {'mini': np.arange(4)})
 
 def probability(model, batch):
     "p(ŷ) as a function of a shift of the embeddings, ŷ, and the embeddings of the words"
-    key = E.task_of(model, 'label')
-    view, t = E.only(model, key), batch['mini']
+    key = E.task_of(model, 'multiclass')
+    view, t = model.with_heads(key), batch['mini']
     x = (model.encoder.model.get_input_embeddings()(t['input_ids'])*real_tokens(t)).detach()
     with torch.no_grad(): given = view(batch)[key].argmax(-1)
     return lambda shift: view(perturb(batch, {'mini': shift}))[key].softmax(-1)[torch.arange(len(given)), given], given, x
@@ -76,13 +77,13 @@ def test_integrated_gradients_are_complete(made, batch):
 def test_gradients_agree_with_captum(made, batch):
     captum = pytest.importorskip('captum.attr')
     model, _ = made
-    key = E.task_of(model, 'label')
+    key = E.task_of(model, 'multiclass')
     _, given, x = probability(model, batch)
 
     def forward(embeddings):                                # Captum hands over all points of all posts at once
         n = len(embeddings)//len(x)
         t = {k: v.repeat(n, *[1]*(v.dim()-1)) for k, v in batch['mini'].items()}
-        return E.only(model, key)(perturb({'mini': t}, {'mini': embeddings-x.repeat(n, 1, 1)}))[key].softmax(-1)
+        return model.with_heads(key)(perturb({'mini': t}, {'mini': embeddings-x.repeat(n, 1, 1)}))[key].softmax(-1)
     theirs = captum.IntegratedGradients(forward).attribute(x, target=given, n_steps=10, method='gausslegendre').sum(-1)
     torch.testing.assert_close(E.integrated_gradients(model, batch, steps=10), theirs.float(), atol=2e-4, rtol=.01)
     theirs = captum.InputXGradient(forward).attribute(x.clone().requires_grad_(), target=given).sum(-1)
@@ -110,13 +111,13 @@ def test_a_post_is_explained_alike_in_any_batch(made):
             np.testing.assert_allclose(x, y, atol=1e-4)
 
 
-WAYS = [dict(strategy='parallel'), dict(strategy='branch', strategy_options=dict(layer=3)), dict(strategy='mtl_lora', strategy_options=dict(r=4)), dict(adapter='seq_bn', options={})]
+WAYS = [dict(strategy='parallel'), dict(strategy='branch', strategy_options=dict(layer=3)), dict(strategy='mtl_lora', options={}, strategy_options=dict(r=4)), dict(adapter='seq_bn', options={})]
 
 
 @pytest.mark.parametrize('config', WAYS)
 def test_every_way_of_sharing(config):
     model, posts = parts_of(**config)
-    whole, label = predict(model, {'mini': posts}), predict(E.only(model, 'mini/label'), {'mini': posts})
+    whole, label = predict(model, {'mini': posts}), predict(model.with_heads('mini/label'), {'mini': posts})
     np.testing.assert_allclose(np.stack(whole.label_prob), np.stack(label.label_prob), atol=1e-5)
     for name in E.explainers:
         v = E.explain(model, posts, name, **(dict(steps=1) if name == 'integrated' else {}))['values']
@@ -190,7 +191,7 @@ def test_removing_all_and_nothing(made):
         np.testing.assert_allclose(nothing[f'p_without_{l}'], nothing.p, atol=1e-5); np.testing.assert_allclose(all_[f'p_only_{l}'], all_.p, atol=1e-5)
         np.testing.assert_allclose(all_[f'p_without_{l}'], nothing[f'p_only_{l}'], atol=1e-5)
     for _, same in all_.groupby('chosen'): assert np.ptp(same.p_without_word) < 1e-5          # [CLS] [SEP] is all that is left
-    whole = predict(E.only(model, 'mini/label'), {'mini': posts})
+    whole = predict(model.with_heads('mini/label'), {'mini': posts})
     np.testing.assert_allclose(all_.p, np.stack(whole.label_prob).max(1), atol=1e-5)
 
 
@@ -229,15 +230,15 @@ def test_what_is_refused(made):
     with pytest.raises(HatenbError, match='did you mean'): E.explain(model, posts, 'atention')
     with pytest.raises(HatenbError, match='these options'): E.explain(model, posts, 'attention', steps=2)
     with pytest.raises(HatenbError, match='0 steps'): E.explain(model, posts, 'integrated', steps=0)
-    with pytest.raises(HatenbError, match='no rationale head') as e: E.evaluate_explainers(E.only(model, 'mini/label'), posts, ['rationale'])
+    with pytest.raises(HatenbError, match='no tokens head') as e: E.evaluate_explainers(model.with_heads('mini/label'), posts, ['rationale'])
     assert 'mini/label' in str(e.value)
-    with pytest.raises(HatenbError, match='no label head'): E.evaluate_explainers(E.only(model, 'mini/rationale'), posts)
-    with pytest.raises(HatenbError, match='no label head for hatexplain'): E.evaluate_explainers(model, Posts(posts.ds, 'hatexplain'))
+    with pytest.raises(HatenbError, match='no multiclass head'): E.evaluate_explainers(model.with_heads('mini/rationale'), posts)
+    with pytest.raises(HatenbError, match='no multiclass head for hatexplain'): E.evaluate_explainers(model, Posts(posts.ds, 'hatexplain'))
     with pytest.raises(HatenbError, match='not asked for'): E.evaluate_explainers(model, posts, ['attention'], options={'integrated': {}})
     with pytest.raises(HatenbError, match='no posts'): E.evaluate_explainers(model, Posts(posts.ds.select(range(1)).filter(lambda p: False, load_from_cache_file=False), 'mini'))
     normal = encoded_corpus('mini', model.encoder.tokenizer)['test']
     with pytest.raises(HatenbError, match='normal posts'): E.evaluate_explainers(model, Posts(normal, 'mini'))
-    with pytest.raises(HatenbError, match='no rationales'): E.marked(load_corpus('mini_mhs')['test'])
+    with pytest.raises(HatenbError, match='no rationales'): E.posts_with_marks(load_corpus('mini_mhs')['test'], 'mini_mhs')
     given = E.explain(model, posts, 'random')
     gold = posts.ds.select_columns(['id', 'label', 'rationale_any']).to_pandas().assign(corpus='mini')
     with pytest.raises(HatenbError, match='not of these posts'): E.faithfulness(model, posts, given.iloc[::-1])
@@ -283,7 +284,9 @@ def test_ceilings_of_the_real_corpus(corpora_folder):
     "PROTOCOL: with the gold itself as the explanation, five words cannot do better; one annotator against the others"
     posts = [(p['rationale_any'], p['rationale_votes']) for p in load_corpus('hatexplain')['test'].select_columns(['label', 'rationale_any', 'rationale_votes']) if p['label']]
     assert len(posts) == 1142
-    def iou(t): p, r = t.precision.mean(), t.recall.mean(); return 2*p*r/(p+r)
+    def iou(t):
+        p, r = t.precision.mean(), t.recall.mean()
+        return 2*p*r/(p+r)
     golds = [np.array(g) for g, _ in posts]
     t = rationale_table(golds, golds)
     assert t.token_f1.mean() == pytest.approx(.605, abs=.0005) and iou(t) == pytest.approx(.261, abs=.0005)         # of equal ones the earlier

@@ -7,13 +7,12 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from typer.testing import CliRunner
 
-from hatenb import functional as F
+from hatenb.asking import functional as F
 from hatenb.cli import app
 from hatenb.core import HatenbError
 from hatenb.corpora import load_corpus
-from hatenb.detector import Detector
 from hatenb.making import make_run as run
-from hatenb.runs import RunConfig
+from hatenb.runs import Run, RunConfig
 
 QUICK = dict(limit=32, max_length=40, train=dict(epochs=1, batch_size=16))
 CASES = ',functionality,case_id,test_case,label_gold,target_ident\n' + ''.join(
@@ -48,7 +47,7 @@ def answered(n=200, seed=0):
     g = np.random.default_rng(seed)
     p = g.dirichlet([1, 1, 1], n)
     kind = g.choice(['threat_h', 'slur_h', 'quote_nh', 'praise_nh'], n)
-    return pd.DataFrame(dict(toxic=[int(k.endswith('_h')) for k in kind], kind=kind, community=g.choice(['women', 'Muslims', ''], n), toxic_score=p[:, 1]+p[:, 2], hate=p[:, 2])), p
+    return pd.DataFrame(dict(toxic=[int(k.endswith('_h')) for k in kind], kind=kind, community=g.choice(['women', 'Muslims', ''], n), toxic_score=p[:, 1]+p[:, 2], says_hate=p.argmax(1) == 2)), p
 
 
 # ---- figures
@@ -80,7 +79,7 @@ def test_functional_figures_are_means_over_the_cases_they_name():
 
 def test_everything_hateful_passes_the_hateful_cases_only():
     t, _ = answered()
-    found = F.functional_metrics(t.assign(toxic_score=1., hate=1.), 20)
+    found = F.functional_metrics(t.assign(toxic_score=1., says_hate=True), 20)
     table = F.hatecheck_table(found, 'hate')
     assert table['functionality'].tolist() == ['slur', 'threat', 'praise', 'quote'] and table['accuracy'].tolist() == [1, 1, 0, 0]
     assert table['n'].sum() == len(t) and table['hateful'].tolist() == [True, True, False, False]
@@ -89,7 +88,7 @@ def test_everything_hateful_passes_the_hateful_cases_only():
 
 def test_a_model_without_classes_is_asked_for_its_score_only():
     t, _ = answered()
-    assert set(F.functional_metrics(t.drop(columns='hate'), 20)) == {'toxic'}
+    assert set(F.functional_metrics(t.drop(columns='says_hate'), 20)) == {'toxic'}
 
 
 # ---- gold
@@ -119,16 +118,26 @@ def test_a_run_asked_twice_says_the_same_and_keeps_no_texts(data, folder):
 
 
 def test_what_a_model_says_of_a_post_does_not_depend_on_the_others(folder):
-    detector, texts = Detector.from_run(folder), F.toxic_posts('mini')['text'].tolist()
-    scores = F.toxic_scores(detector, texts)
-    np.testing.assert_allclose(F.toxic_scores(detector, texts[::-1])[::-1], scores, atol=1e-5)
-    np.testing.assert_allclose(F.toxic_scores(detector, texts[3:4]), scores[3:4], atol=1e-5)
+    ask, texts = F.model_scores(Run(folder).model()), F.toxic_posts('mini')['text'].tolist()
+    scores = ask(texts).toxic_score
+    np.testing.assert_allclose(ask(texts[::-1]).toxic_score[::-1], scores, atol=1e-5)
+    np.testing.assert_allclose(ask(texts[3:4]).toxic_score, scores[3:4], atol=1e-5)
+
+
+def test_a_model_is_asked_what_its_run_was_asked(folder):
+    "Texts that say the words of the corpus get the probabilities of the run's predictions"
+    t = Run(folder).predictions('test')
+    posts = load_corpus('mini')['test'].to_pandas().set_index('id').loc[t.id]
+    assert F.words_of([' '.join(w) for w in posts.words], 'mini') == [[*w] for w in posts.words]
+    said = F.model_scores(Run(folder).model(), 40)([' '.join(w) for w in posts.words])
+    np.testing.assert_allclose(said.toxic_score, 1-np.stack(t.label_prob)[:, 0], atol=1e-5)
+    assert said.says_hate.tolist() == (np.stack(t.label_prob).argmax(1) == 2).tolist()
 
 
 def test_runs_with_a_score_and_runs_with_neither(runs):
-    scored = F.toxic_scores(Detector.from_run(made(runs, 'mini_mhs/score')), ['a fine day', 'insult1'])
+    scored = F.model_scores(Run(made(runs, 'mini_mhs/score')).model())(['a fine day', 'insult1', ''])
     assert list(scored) == ['toxic_score'] and np.isfinite(scored['toxic_score']).all()
-    with pytest.raises(HatenbError, match='neither classes nor a score'): F.toxic_scores(Detector.from_run(made(runs, 'mini/target')), ['a'])
+    with pytest.raises(HatenbError, match='neither classes nor a score'): F.model_scores(Run(made(runs, 'mini/target')).model())
 
 
 def test_a_run_that_was_never_finished(data, runs):
