@@ -1,4 +1,4 @@
-"""An encoder with one head a task: which posts go through it, which adapters they go through, and which states a head gets.
+"""An encoder with one head a task: which posts and adapters a pass has, and which states a head gets.
 
 Docs: https://hatenb.github.io/hatenb/model.html.md"""
 

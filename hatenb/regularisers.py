@@ -1,4 +1,4 @@
-"""What can be asked of a model besides the right answers: to stay calm when its input is nudged, and to look where annotators looked.
+"""What is asked of a model besides right answers: to stay calm when nudged, and to look where annotators looked.
 
 Docs: https://hatenb.github.io/hatenb/regularisers.html.md"""
 

@@ -1,4 +1,4 @@
-"""One loop for every method: built up from the naive one, exact over parts of a batch, and able to go on after being killed.
+"""One loop for every method: from the naive one on, exact over parts of a batch, able to go on after being killed.
 
 Docs: https://hatenb.github.io/hatenb/training.html.md"""
 

@@ -7,8 +7,9 @@ Docs: https://hatenb.github.io/hatenb/watching.html.md"""
 # %% auto #0
 __all__ = ['meters', 'Meter', 'MulticlassMeter', 'Had', 'MultilabelMeter', 'RegressionMeter', 'watch']
 
-# %% ../nbs/06b_watching.ipynb #c943f978
+# %% ../nbs/06b_watching.ipynb #39c32603
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC, MulticlassF1Score, MultilabelAveragePrecision
@@ -20,7 +21,7 @@ from .core import Registry
 from .kinds import Head
 from .model import Model
 
-# %% ../nbs/06b_watching.ipynb #cb112f31
+# %% ../nbs/06b_watching.ipynb #2ae78e90
 meters = Registry('meter')
 
 class Meter(nn.Module):
@@ -29,6 +30,7 @@ class Meter(nn.Module):
         super().__init__()
         self.head,self.q = head,head.task.question
         self.metrics = nn.ModuleDict(self.build(len(head.task.outputs)))
+        for m in self.metrics.values(): m.sync_on_compute = False      # `watch` gives every process all answers
     def build(self, n:int) -> dict[str,Metric]:
         "The metrics, for a head of n outputs"
         raise NotImplementedError
@@ -38,6 +40,9 @@ class Meter(nn.Module):
     def compute(self) -> dict[str,float]:
         "Metric → value over all posts and processes; 0 where there is none"
         return {k: float(torch.nan_to_num(m.compute())) for k,m in self.metrics.items()}
+    def gold(self, batch:dict) -> dict[str,Tensor]:
+        "What `update` needs of a batch"
+        return {c: batch[c] for c in (self.q.column, self.q.asked, 'input_ids') if c in batch}
     def asked(self, batch:dict) -> Tensor:
         "[B] bool: the posts that the question is about"
         if self.q.asked: return batch[self.q.asked] != 0
@@ -102,7 +107,10 @@ class RegressionMeter(Meter):
         use = self.asked(batch)
         self.metrics['pearson'].update(logits.float().squeeze(-1)[use], batch[self.q.column].float()[use])
 
-# %% ../nbs/06b_watching.ipynb #ad3f1747
+# %% ../nbs/06b_watching.ipynb #850d17ba
+def _to(answers, device):
+    return [(k, logits.to(device), {c: v.to(device) for c,v in gold.items()}) for k,logits,gold in answers]
+
 @torch.no_grad()
 def watch(
     model:Model,
@@ -116,9 +124,11 @@ def watch(
     model.eval()
     made = {k: meters[h.task.kind](h).to(device) for k,h in model.heads.items() if h.task.kind in meters}
     work = [(c, rows) for c,p in posts.items() for rows in sorted_batches(p, batch_size)]
+    answers = []
     for c,rows in work[i::n]:
         batch = {c: {k: v.to(device) for k,v in collate(posts, {c: rows})[c].items()}}
         batch = model.prepare(batch, 'predict', int(rows[0]))
-        for key,logits in model(batch).items():
-            if key in made: made[key].update(logits, batch[c])
+        answers += [(k, logits, made[k].gold(batch[c])) for k,logits in model(batch).items() if k in made]
+    if n > 1: answers = gather_object(_to(answers, 'cpu'))
+    for k,logits,gold in _to(answers, device): made[k].update(logits, gold)
     return {f'{key}.{m}': v for key,meter in made.items() for m,v in meter.compute().items()}

@@ -236,7 +236,7 @@ def test_an_absent_loss_keeps_its_number_and_leaves_no_trace(name):
     def whole_step(n, of, rule=rule):
         now, matrix = step(rule, of, w, n)
         rule.learn(now, now*.9 if 'after' in rule.asks else None, matrix)
-    for n in range(3): whole_step(n, losses)              # so that there is a momentum that would go on moving the number
+    for n in range(3): whole_step(n, losses)              # a momentum that would go on moving it
     before = {k: v.clone() for k, v in rule.state_dict().items()}
     for n in range(3, 6): whole_step(n, without_c)
     assert torch.isfinite(w.grad).all()
