@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/balancing.html.md"""
 __all__ = ['costs', 'balancers', 'Balancer', 'last_layer', 'probed', 'new_matrix', 'add_gradients', 'put_combined',
            'make_balancer', 'Equal', 'Fixed', 'importance_tries', 'RandomWeights', 'DynamicWeights',
            'SmoothTchebycheff', 'Learned', 'Uncertainty', 'ImpartialLosses', 'Famo', 'GradNorm', 'project', 'PCGrad',
-           'DualBalancing', 'Aggregated', 'UPGrad', 'AlignedMTL', 'CAGrad', 'NashMTL', 'rules_table']
+           'DualBalancing', 'Aggregated', 'UPGrad', 'AlignedMTL', 'CAGrad', 'NashMTL', 'balancing_table']
 
 # %% ../nbs/04b_balancing.ipynb #a8237467
 import re
@@ -452,7 +452,7 @@ class NashMTL(Aggregated):
         finally: self.options = own
 
 # %% ../nbs/04b_balancing.ipynb #73d26302
-def rules_table() -> pd.DataFrame: # rule, label, formula, costs, source
+def balancing_table() -> pd.DataFrame: # rule, label, formula, costs, source
     "Every registered rule: what it does, what it costs beside the plain sum, and where it is from"
     def row(name, rule):
         given = {k: getattr(rule, k, '') for k in ('label','formula','source')}

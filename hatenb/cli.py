@@ -214,7 +214,7 @@ def _distinct(configs): return list({json.dumps(c, sort_keys=True): c for c in c
 def _study(
     ctx:typer.Context,
     path:Annotated[Path, typer.Argument(help='a study file, e.g. studies/first.toml')],
-    publish:Annotated[Optional[Path], typer.Option(help='copy records and predictions here, e.g. results/first')]=None,
+    publish:Annotated[Optional[Path], typer.Option(help='copy records and predictions here, e.g. results')]=None,
     records_only:Annotated[bool, typer.Option(help='publish without predictions, which take much more room')]=False,
     workers:Annotated[int, typer.Option(min=1, help='processes that make runs at the same time')]=1,
 ):
@@ -225,7 +225,7 @@ def _study(
     records = run_study(study)
     print(_results(records))
     for line in _best_on_validation(records): print(line)
-    if publish: print(f'published {len(publish_records(records, publish, not records_only))} records to {publish}')
+    if publish: print(f'published {len(publish_records(records, publish, not records_only, study))} records to {publish}')
 
 def _best_on_validation(records):
     "A line for each set of tasks that several runs were trained for"
@@ -235,7 +235,7 @@ def _best_on_validation(records):
         if r.get('chosen', {}).get('validation') is not None: alike[' '.join(r['config']['tasks'])].append(r)
     for tasks,rs in alike.items():
         best = chosen_run(rs)
-        if len(rs) > 1: yield f'best on validation for {tasks}: {best["id"]} ({best["chosen"]["validation"]:.3f})'
+        if len(rs) > 1: yield f'best on validation for {tasks}: {best["name"]} ({best["chosen"]["validation"]:.3f})'
 
 # %% ../nbs/13_cli.ipynb #9ed5a891
 @app.command('report')

@@ -11,7 +11,7 @@ __all__ = ['HatenbError', 'Registry', 'Settings', 'settings', 'atomic_write', 'w
 
 # %% ../nbs/00_core.ipynb #7ffe15a0
 import contextlib, dataclasses, difflib, hashlib, importlib.metadata, importlib.util, json, logging, os
-import platform, random, subprocess, sys
+import platform, random, subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -117,7 +117,7 @@ def write_json(path:str|Path, obj:Any) -> Path:
     return Path(path)
 
 def read_json(path:str|Path, **kwargs) -> Any:
-    "Read a JSON file (`kwargs` go to `json.loads`); raises `HatenbError` with the line when it is not one"
+    "Read a JSON file (`kwargs` go to `json.loads`); raises `HatenbError`, with the line where the JSON is broken"
     path = Path(path)
     try: return json.loads(path.read_text(encoding='utf-8'), **kwargs)
     except FileNotFoundError: raise HatenbError('the file is missing', path, 'Check the path.') from None
@@ -129,8 +129,10 @@ def read_json(path:str|Path, **kwargs) -> Any:
     except json.JSONDecodeError as e:
         raise HatenbError(f'the JSON is broken: {e.msg}, line {e.lineno}, column {e.colno}', path,
                           'The file was probably cut off: fetch or write it again.') from None
-    except RecursionError: raise HatenbError('the JSON is nested too deeply', path, 'Fetch or write it again.') from None
-    except ValueError as e: raise HatenbError(f'the JSON cannot be read: {e}', path, 'Fetch or write it again.') from None
+    except RecursionError:
+        raise HatenbError('the JSON is nested too deeply', path, 'Fetch or write it again.') from None
+    except ValueError as e:
+        raise HatenbError(f'the JSON cannot be read: {e}', path, 'Fetch or write it again.') from None
 
 # %% ../nbs/00_core.ipynb #19ba1be1
 def digest(
@@ -153,7 +155,9 @@ def seed_everything(seed:int, *where) -> int:
     "Seed Python, NumPy and torch for the place `where` of a run; returns the derived seed"
     import numpy as np, torch
     s = derive_seed(seed, *where)
-    random.seed(s); np.random.seed(s % 2**32); torch.manual_seed(s)
+    random.seed(s)
+    np.random.seed(s % 2**32)
+    torch.manual_seed(s)
     return s
 
 # %% ../nbs/00_core.ipynb #a1b14d78
@@ -265,5 +269,6 @@ class suppress_log(contextlib.AbstractContextManager):
         self.logger.addFilter(self.unlike)
     def __exit__(self, *exc): self.logger.removeFilter(self.unlike)
 
-suppress_log('bitsandbytes.backends.cpu.ops', 'kernels-community')
-suppress_log('bitsandbytes.autograd._functions', 'MatMul8bitLt: inputs will be cast')
+_harmless = {'bitsandbytes.backends.cpu.ops': 'kernels-community',
+             'bitsandbytes.autograd._functions': 'MatMul8bitLt: inputs will be cast'}
+for _logger,_words in _harmless.items(): suppress_log(_logger, _words)

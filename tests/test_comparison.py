@@ -259,4 +259,4 @@ def test_the_command(tmp_path):
     assert folders[1].name in done.stdout and 'mini/label macro F1 ↑' in done.stdout and '*' in done.stdout
     assert set(t.task) == {'mini/label', 'mini/target'} and (t[t.metric == 'macro_f1'].better == 'b').all()
     failed = command(folders[0], tmp_path / 'nowhere')
-    assert failed.returncode == 1 and 'cannot be read' in failed.stderr and 'Traceback' not in failed.stderr
+    assert failed.returncode == 1 and 'the file is missing' in failed.stderr and 'Traceback' not in failed.stderr

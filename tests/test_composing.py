@@ -33,7 +33,7 @@ def config(strategy, of=None, tasks=TASKS, **more):
 
 RUNS = {
     'merge as it is': config('merge', 'lora'),
-    'merge, weights searched': config('merge', 'lora', strategy_options=dict(weights='search', tries=4, rank=2)),
+    'merge, weights searched': config('merge', 'lora', strategy_options=dict(coefficients='search', tries=4, rank=2)),
     'merge, ties, truncated, trained on': config('merge', 'lora', strategy_options=dict(rule='ties', rank=2, learn='all', rule_options=dict(density=.5))),
     'merge of bottlenecks, heads trained': config('merge', 'seq_bn', strategy_options=dict(learn='heads')),
     'fuse lora': config('fuse', 'lora', strategy_options=dict(width=4)),

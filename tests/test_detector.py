@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from hatenb.core import HatenbError
-from hatenb.corpora import LABELS, TARGETS, load_corpus
+from hatenb.corpora import load_corpus
+from hatenb.corpora.hatexplain import LABELS, TARGETS
 from hatenb.detector import Detection, Detector, Runtime, json_line
 from hatenb.evaluation import load_predictions
+from hatenb.making import make_run
 from hatenb.pretokenize import hatexplain_words, masked, plain_words, says_nothing, windows
-from hatenb.studies import RunConfig, run
+from hatenb.runs import RunConfig, run_folder
 
 TASKS = ['mini/label', 'mini/target', 'mini/rationale']
 QUICK = dict(limit=32, max_length=40, train=dict(epochs=1, batch_size=16))
@@ -24,7 +26,10 @@ SAFETY = Path(__file__).resolve().parent/'safety'/'bundle'
 def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 
-def made(runs, **config): return runs/run(RunConfig.from_dict({**QUICK, **config}), runs)['id']
+def made(runs, **config):
+    config = RunConfig.from_dict({**QUICK, **config})
+    make_run(config, runs)
+    return run_folder(config, runs).folder
 
 
 @pytest.fixture(scope='module')
@@ -230,11 +235,11 @@ def test_one_reading_for_all_or_one_for_each_corpus(detector, folder, bundle):
     assert np.abs(severities(exact, '')-severities(exact, ' !!!')).max() > 1e-4     # read in its own way, with signs
 
 
-SHARING = [dict(method='parallel'), dict(method='seq_bn'), dict(quantization='nf4'), dict(method='peft_lora'),
-           dict(method='full'), dict(method='branch', options=dict(layer=3))]
+SHARING = [dict(strategy='parallel'), dict(adapter='seq_bn'), dict(quantization='nf4'), dict(adapter='peft_lora'),
+           dict(adapter='full'), dict(strategy='branch', strategy_options=dict(layer=3))]
 
 
-@pytest.mark.parametrize('config', SHARING, ids=lambda c: '-'.join(map(str, c.values())))
+@pytest.mark.parametrize('config', SHARING, ids=lambda c: str(next(iter(c.values()))))
 def test_every_strategy(runs, config):
     folder = made(runs, tasks=['mini/label', 'mini/target:1/4', 'mini/target:2/4'], **config)
     d = Detector.from_run(folder, dtype='float32')
@@ -243,14 +248,14 @@ def test_every_strategy(runs, config):
     assert all({'label', 'targets'} <= set(x) and 'severity' not in x and 'rationale' not in x for x in answers)
     assert 0 < len(answers[0]['target_prob']) < len(TARGETS)
     assert_near(answers, Detector.from_run(d.folder, merge=False)(texts), 1e-4)
-    if config.get('method') in ('parallel', 'peft_lora', 'full'): assert all(p.dense is not None for p in d.passes)
+    if not {'parallel', 'peft_lora', 'full'}.isdisjoint(map(str, config.values())): assert all(p.dense is not None for p in d.passes)
 
 
 def test_merged_and_joined_runs(runs, tmp_path):
     sources = [str(made(runs, tasks=[t])) for t in TASKS[:2]]
-    merged = Detector.from_run(made(runs, tasks=TASKS[:2], method='merge', sources=sources))
+    merged = Detector.from_run(made(runs, tasks=TASKS[:2], strategy='merge', sources=sources))
     assert merged.answers == ['label', 'target'] and merged.passes[0].dense is not None
-    joined = Detector.from_run(made(runs, tasks=TASKS[:2], method='join', sources=sources), dtype='float32')
+    joined = Detector.from_run(made(runs, tasks=TASKS[:2], strategy='join', sources=sources), dtype='float32')
     first, second = (Detector.from_run(s, dtype='float32')('a post') for s in sources)
     a = joined('a post')
     assert a['label_prob'].keys() == first['label_prob'].keys()
@@ -264,13 +269,13 @@ def test_merged_and_joined_runs(runs, tmp_path):
 
 def test_opening_a_joined_run_never_makes_another(runs, tmp_path, monkeypatch):
     sources = [str(made(runs, tasks=[t])) for t in TASKS[:2]]
-    shutil.copytree(made(runs, tasks=TASKS[:2], method='join', sources=sources), tmp_path/'r')
+    shutil.copytree(made(runs, tasks=TASKS[:2], strategy='join', sources=sources), tmp_path/'r')
     with pytest.raises(HatenbError, match='is not there'): Detector.from_run(tmp_path/'r')
     assert [p.name for p in tmp_path.iterdir()] == ['r']
 
 
 def test_runs_that_are_no_detector(runs):
-    counted = made(runs, tasks=['mini/label'], method='majority', train={})
+    counted = made(runs, tasks=['mini/label'], baseline='majority', train={})
     with pytest.raises(HatenbError, match='no model'): Detector.from_run(counted)
     with pytest.raises(HatenbError, match='missing'): Detector.from_run(runs/'nowhere')
 
@@ -430,7 +435,7 @@ HARMS = dict(
     no_graphs=(manifest_of(graphs=None), 'graphs. is missing'),
     unnamed=(lambda b: (b/'adapters'/'shared'/'adapter0_config.json').write_text('{}'), 'does not name'),
     unnamed_encoder=(lambda b: (b/'encoder').mkdir() or (b/'encoder'/'config.json').write_text('{}'), 'does not name'),
-    joins=(record_of(config=dict(method='join', sources=['/tmp/*'])), 'joins other runs'),
+    joins=(record_of(config=dict(strategy='join', sources=['/tmp/*'])), 'joins other runs'),
     encoder_elsewhere=(record_of(config=dict(encoder='/etc')), 'encoder is neither'),
     encoder_above=(record_of(config=dict(encoder='../x')), 'encoder is neither'),
     lexicon_elsewhere=(record_of(config=dict(lexicon='/etc/passwd')), 'lexicon is not in the bundle'),
@@ -464,7 +469,7 @@ def test_a_run_is_opened_as_one(folder):
 
 
 def test_what_cannot_be_exported(runs, tmp_path):
-    d = Detector.from_run(made(runs, tasks=['mini/label', 'mini/target:1/4', 'mini/target:2/4'], method='seq_bn'))
+    d = Detector.from_run(made(runs, tasks=['mini/label', 'mini/target:1/4', 'mini/target:2/4'], adapter='seq_bn'))
     with pytest.raises(HatenbError, match='cannot be added'): d.save(tmp_path/'b', onnx='int8')
     assert not list(tmp_path.iterdir())
     with pytest.raises(HatenbError, match='no ONNX'): Detector.from_pretrained(d.save(tmp_path/'b'), backend='onnx')

@@ -4,4 +4,4 @@ from hatenb.asking.explanations import (  # noqa: F401
     metric_title, plausibility, posts_with_marks, task_of)
 from hatenb.asking.functional import (  # noqa: F401
     card_tables, functional_metrics, functional_record, functional_run, functional_text, hatecheck_table, linear_record,
-    linear_scores, model_scores, toxic_posts, toxic_question, transfer_metrics)
+    linear_scores, model_scores, toxic_posts, toxic_question_of, transfer_metrics)

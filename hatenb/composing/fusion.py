@@ -7,18 +7,18 @@ Docs: https://hatenb.github.io/hatenb/composing/fusion.html.md"""
 # %% auto #0
 __all__ = ['BottleneckFusion', 'LayerFusion', 'LoRAFusion', 'fusion_attention', 'attention_figure']
 
-# %% ../../nbs/composing/02_fusion.ipynb #99e108f5
-import adapters, pandas as pd, torch
-from adapters.composition import Fuse
-from adapters.methods.modeling import BertFusion
-from torch import Tensor, nn
-
 # %% ../../nbs/composing/02_fusion.ipynb #8d811c0e
 from ..batches import Posts, collate, sorted_batches
 from ..core import HatenbError
 from ..encoder import Composite, Encoder, adapter_methods
 from ..merging.measures import short_layer
 from ..model import Model
+
+# %% ../../nbs/composing/02_fusion.ipynb #99e108f5
+import adapters, pandas as pd, torch
+from adapters.composition import Fuse
+from adapters.methods.modeling import BertFusion
+from torch import Tensor, nn
 
 # %% ../../nbs/composing/02_fusion.ipynb #e709966b
 def _leaving_identity(matrices):

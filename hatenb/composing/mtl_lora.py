@@ -7,14 +7,14 @@ Docs: https://hatenb.github.io/hatenb/composing/mtl_lora.html.md"""
 # %% auto #0
 __all__ = ['FullMatrix', 'MixedLoRA', 'MultiTaskLoRA']
 
+# %% ../../nbs/composing/01_mtl_lora.ipynb #6d10cd85
+from ..core import HatenbError
+from ..encoder import Composite, Encoder, adapter_methods
+
 # %% ../../nbs/composing/01_mtl_lora.ipynb #a8cbbec4
 import adapters, torch
 from adapters.methods.lora import LoRALinear, MTLLoRA
 from torch import Tensor, nn
-
-# %% ../../nbs/composing/01_mtl_lora.ipynb #6d10cd85
-from ..core import HatenbError
-from ..encoder import Composite, Encoder, adapter_methods
 
 # %% ../../nbs/composing/01_mtl_lora.ipynb #dcd1d2e8
 class FullMatrix(nn.Module):

@@ -8,6 +8,7 @@ Docs: https://hatenb.github.io/hatenb/corpora/davidson.html.md"""
 __all__ = ['davidson_features', 'read_davidson']
 
 # %% ../../nbs/corpora/12_davidson.ipynb #dea2e50e
+import re
 from pathlib import Path
 
 # %% ../../nbs/corpora/12_davidson.ipynb #75a92300
@@ -28,7 +29,7 @@ def _votes(t, file):
     "Of each tweet, the class that each annotator chose"
     counts = [column_of(t, file, c) for c in _columns]
     for line,row in zip(t.index, zip(*counts)):
-        if not all(v.isdigit() for v in row) or not any(map(int, row)):
+        if not all(re.fullmatch('[0-9]{1,3}', v) for v in row) or not any(map(int, row)):
             raise wrong_row(f'{", ".join(row)} are no votes', file, line)
     return [[i for i,v in enumerate(row) for _ in range(int(v))] for row in zip(*counts)]
 

@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/corpora/toxic_spans.html.md"""
 __all__ = ['attributes', 'toxic_spans_features', 'marked_columns', 'read_toxic_spans']
 
 # %% ../../nbs/corpora/18_toxic_spans.ipynb #5c08e263
-import collections
+import collections, re
 from pathlib import Path
 
 # %% ../../nbs/corpora/18_toxic_spans.ipynb #4b818240
@@ -58,7 +58,7 @@ def _type(name, file, line):
 def _whole(values, file):
     "A column as whole numbers"
     for line,v in values.items():
-        if not v.isdigit(): raise wrong_row(f'{v!r} is no whole number', file, line)
+        if not re.fullmatch('[0-9]{1,9}', v): raise wrong_row(f'{v!r} is no whole number', file, line)
     return values.astype(int)
 
 # %% ../../nbs/corpora/18_toxic_spans.ipynb #34c5b462

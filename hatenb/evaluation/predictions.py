@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 
 # %% ../../nbs/evaluation/02_predictions.ipynb #de3fa61b
-from ..bootstrap import estimates, resamples
+from ..bootstrap import estimates
 from ..core import HatenbError, atomic_write
 from ..corpora import corpora, load_corpus
 from .bias import bias_counts

@@ -124,9 +124,10 @@ def kind_of(
     "The kind of a question; raises `HatenbError` if there is none of that name"
     return kinds[x if isinstance(x, str) else x.kind]()
 
-# %% ../../nbs/kinds/00_base.ipynb #ec2fdd01
+# %% ../../nbs/kinds/00_base.ipynb #d4c2013e
 from fastcore.basics import patch
 
+# %% ../../nbs/kinds/00_base.ipynb #ec2fdd01
 @patch
 def gold_forms(self:Kind, q:Question) -> dict[str,str]:
     "Gold column → what it holds of a post: number, integer, list (of fixed length), or words (a number a word)"

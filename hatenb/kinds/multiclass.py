@@ -8,15 +8,15 @@ Docs: https://hatenb.github.io/hatenb/kinds/multiclass.html.md"""
 __all__ = ['MulticlassHead', 'CrossEntropy', 'Multiclass', 'one_hot', 'outputs_of', 'vote_divergences', 'negative_threshold']
 
 # %% ../../nbs/kinds/01_multiclass.ipynb #e14cb9b1
-import numpy as np, torch
+import numpy as np
 import torch.nn.functional as F
 from scipy.special import expit, logit, logsumexp, softmax
 
 # %% ../../nbs/kinds/01_multiclass.ipynb #88431ca6
 from ..bootstrap import auc_of, ece_of, f1_of, mean_of, remembered, subset_of
 from ..core import HatenbError
-from .base import (Head, Kind, Loss, asked_posts, best_cut, best_of_strengths, kinds, logistic, logs, losses,
-                               refuse_posts, there, wrong_rows)
+from .base import (Head, Kind, Loss, asked_posts, best_cut, best_of_strengths, kinds, logistic, logs,
+                               losses, refuse_posts, there, wrong_rows)
 
 # %% ../../nbs/kinds/01_multiclass.ipynb #533f1b32
 class MulticlassHead(Head):
@@ -65,9 +65,10 @@ class Multiclass(Kind):
         y = np.array(train[q.column][:])
         return dict(share=(np.bincount(y[y >= 0], minlength=len(q.outputs))/max((y >= 0).sum(), 1)).tolist())
 
-# %% ../../nbs/kinds/01_multiclass.ipynb #b825bc3d
+# %% ../../nbs/kinds/01_multiclass.ipynb #402ca396
 from fastcore.basics import patch
 
+# %% ../../nbs/kinds/01_multiclass.ipynb #b825bc3d
 def one_hot(
     x,      # [n] numbers of classes
     k:int,  # classes
@@ -151,7 +152,8 @@ def _vote_cross_entropy(a):
     return None if votes is None else mean_of(vote_divergences(a.p, votes)[0])
 
 @Multiclass.metric('vote_jsd', 'vote JSD', 'Jensen-Shannon divergence of the probabilities from the shares of '
-                   'the votes, to base 2 (0 to 1), mean over posts', 'Lin 1991; Uma et al. 2021', False, when=_has_votes)
+                   'the votes, to base 2 (0 to 1), mean over posts', 'Lin 1991; Uma et al. 2021', False,
+                   when=_has_votes)
 def _vote_jsd(a):
     votes = _votes(a)
     return None if votes is None else mean_of(vote_divergences(a.p, votes)[1])
@@ -172,8 +174,8 @@ def _agreement(q): return {'agreed': True, 'split': False} if q.votes else {}
 _groups = 'the posts whose annotators agreed (3–0), or did not (2–1): {}'
 Multiclass.metric('accuracy_{}', 'accuracy ({})', f'accuracy on {_groups}', each=_agreement)(
     _of_agreed('accuracy', lambda a,use: mean_of((a.given == a.y)[use])))
-Multiclass.metric('macro_f1_{}', 'macro F1 ({})', f'macro F1 on {_groups}', each=_agreement)(
-    _of_agreed('macro_f1', lambda a,use: f1_of(one_hot(a.y[use], a.k), one_hot(a.given[use], a.k), 'macro')));
+_ = Multiclass.metric('macro_f1_{}', 'macro F1 ({})', f'macro F1 on {_groups}', each=_agreement)(
+    _of_agreed('macro_f1', lambda a,use: f1_of(one_hot(a.y[use], a.k), one_hot(a.given[use], a.k), 'macro')))
 
 # %% ../../nbs/kinds/01_multiclass.ipynb #c59db89c
 @patch

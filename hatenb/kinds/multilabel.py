@@ -80,9 +80,10 @@ class Multilabel(Kind):
         return {q.column: 'list', **more, **({q.asked: 'integer'} if q.asked else {})}
     def count(self, train, q): return dict(share=asked_gold(train, q).mean(0).tolist())
 
-# %% ../../nbs/kinds/02_multilabel.ipynb #b3fc062a
+# %% ../../nbs/kinds/02_multilabel.ipynb #cd33b6bf
 from fastcore.basics import patch
 
+# %% ../../nbs/kinds/02_multilabel.ipynb #b3fc062a
 @patch
 def answers(self:Multilabel, t, q):
     "Adds gold `y` [n, k], probabilities `p` [n, k] (NaN where not asked), what is given at one half, and which outputs"

@@ -102,9 +102,10 @@ def _auc_of_sign(a):
     sign = a.t[column].to_numpy(np.float64)
     return subset_of(sign >= 0, auc_of(sign[sign >= 0] == 1, a.p[sign >= 0]))
 
-# %% ../../nbs/kinds/04_regression.ipynb #880e03ed
+# %% ../../nbs/kinds/04_regression.ipynb #8fad8cf8
 from fastcore.basics import patch
 
+# %% ../../nbs/kinds/04_regression.ipynb #880e03ed
 @patch
 def divergence(self:Regression, clean, other, batch):
     "[B] half the squared difference, in standard deviations"

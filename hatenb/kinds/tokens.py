@@ -9,7 +9,7 @@ __all__ = ['words_to_tokens', 'tokens_to_words', 'TokensHead', 'Focal', 'TokenBi
            'rationale_table', 'word_values_of', 'best_word_threshold']
 
 # %% ../../nbs/kinds/03_tokens.ipynb #9803611d
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 import torch.nn.functional as F
 
 # %% ../../nbs/kinds/03_tokens.ipynb #95d40f96
@@ -171,9 +171,10 @@ def rationale_table(
     "What each post adds to the plausibility metrics, at whatever level (words or sub-tokens) the lists are"
     return pd.DataFrame([_post_row(np.asarray(g, int), np.asarray(v, np.float64), k) for g,v in zip(golds, values)])
 
-# %% ../../nbs/kinds/03_tokens.ipynb #940f5d1d
+# %% ../../nbs/kinds/03_tokens.ipynb #0e0bc6f3
 from fastcore.basics import patch
 
+# %% ../../nbs/kinds/03_tokens.ipynb #940f5d1d
 def word_values_of(t:pd.DataFrame, q) -> list[np.ndarray]:
     "Of each post: [words] the mean probability over each word's sub-tokens, 0 for words that were cut off"
     columns = (t[f'{q.name}_token_prob'], t[f'{q.name}_token_word'], t[q.column])
@@ -216,8 +217,8 @@ Tokens.metric('token_f1_ties', 'token F1 (ties)', 'the same, expected if equal w
     _mean('token_f1_ties'))
 Tokens.metric('iou_f1', 'IOU F1', 'the five highest words as spans; a hit covers a gold span by half; F1 of mean '
               'precision and mean recall', _eraser)(_iou(''))
-Tokens.metric('auprc', 'AUPRC', 'area under the precision-recall curve over words, mean over posts', _eraser)(
-    _mean('auprc'));
+_ = Tokens.metric('auprc', 'AUPRC', 'area under the precision-recall curve over words, mean over posts', _eraser)(
+    _mean('auprc'))
 
 # %% ../../nbs/kinds/03_tokens.ipynb #79fcd484
 Tokens.metric('token_f1_thresholded', 'token F1 (p ≥ ½)', 'token F1 of all words of at least one half, however many')(

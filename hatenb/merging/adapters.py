@@ -18,7 +18,7 @@ import torch
 from ..core import HatenbError, derive_seed
 from ..encoder import Encoder, adapter_methods, method_options
 from .inputs import collect
-from .rules import check_coefficients, check_rule, merge_rules, merge_updates, shares
+from .rules import check_coefficients, check_rule, merge_rules, merge_updates, proportions
 from .updates import Update, from_svd, svd_of
 
 # %% ../../nbs/merging/06_adapters.ipynb #ce948177
@@ -86,7 +86,7 @@ def _check_average(encoder, names, rule, rank, options):
 # %% ../../nbs/merging/06_adapters.ipynb #e81b8e80
 def _average_parameters(encoder, names, into, coefficients):
     "Add the adapter whose parameters are the weighted mean of the sources'"
-    c = shares(check_coefficients(coefficients, len(names), 'average'))
+    c = proportions(check_coefficients(coefficients, len(names), 'average'))
     sources = [list(encoder.adapter_parameters(n).values()) for n in names]
     first = encoder.methods[names[0]]
     with torch.random.fork_rng(devices=[]): encoder.add(into, first['method'], **first['options'])

@@ -19,7 +19,7 @@ from torch.nn.functional import hardshrink
 
 # %% ../../nbs/merging/03_entries.ipynb #48ee762a
 from ..core import HatenbError
-from .rules import merge_rules, shares
+from .rules import merge_rules, proportions
 
 # %% ../../nbs/merging/03_entries.ipynb #b01cd418
 def _check_density(density):
@@ -104,7 +104,7 @@ def weighted_mean(
     coefficients:list[float],
 ) -> Tensor:
     "Σ cᵢ xᵢ / Σ cᵢ"
-    return sum(c*x for c,x in zip(shares(coefficients), parts))
+    return sum(c*x for c,x in zip(proportions(coefficients), parts))
 
 # %% ../../nbs/merging/03_entries.ipynb #7c42a0ef
 def thin(

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..batches import Posts, collate
 from ..core import HatenbError, Registry, derive_seed
 from ..encoder import Encoder
-from .rules import merge_needs, merge_rules, shares
+from .rules import merge_rules, proportions
 from .updates import Update, concatenate
 
 # %% ../../nbs/merging/05_inputs.ipynb #fd4dcd6b
@@ -118,7 +118,7 @@ def regress(
 ) -> Update:
     "The update that answers each source's inputs as that source does, by least squares (RegMean)"
     if not 0 <= alpha <= 1: raise HatenbError(f'alpha is {alpha}', 'rule options, alpha', 'Take a share from 0 to 1.')
-    weighted = [c*_shrunk(g, alpha) for c,g in zip(shares(coefficients), grams)]
+    weighted = [c*_shrunk(g, alpha) for c,g in zip(proportions(coefficients), grams)]
     total = sum(weighted)
     unseen = total.diagonal() == 0                                      # inputs that are always 0: nothing to answer
     total = total + torch.diag(torch.where(unseen, 1., 1e-7*total.diagonal()))
@@ -237,7 +237,7 @@ def nsc(updates, coefficients,
     scale:float=1., # of the result
     *, learned:list[float]):
     "A sum with coefficients under which each source's A sees most of its inputs"
-    return concatenate(updates, [scale*len(updates)*c*x for c,x in zip(shares(coefficients), learned)])
+    return concatenate(updates, [scale*len(updates)*c*x for c,x in zip(proportions(coefficients), learned)])
 
 # %% ../../nbs/merging/05_inputs.ipynb #b4671aa5
 def collect(
