@@ -1,20 +1,25 @@
-"""Posts a second of the detector, beside `transformers.pipeline` on the same encoder and `detoxify` on its small model's architecture, on the same raw posts.
+"""Posts a second of the detector, beside `transformers.pipeline` on the same encoder and `detoxify` on its small
+model's architecture, on the same raw posts.
 
-All are in one process and take turns, round by round, first one post at a time, then 64; a ratio is the median over the rounds. The pipeline is a text-classification pipeline with
-HateXplain's three classes, which answers one of the detector's questions; its weights and those of detoxify (ALBERT, 6 classes) are random: time does not depend on them. With a real run the
-agreement with its stored test predictions is noted too.
+All are in one process and take turns, round by round, first one post at a time, then 64; a ratio is the median over
+the rounds. The pipeline is a text-classification pipeline with HateXplain's three classes, which answers one of the
+detector's questions; its weights and those of detoxify (ALBERT, 6 classes) are random: time does not depend on them.
+With a real run the agreement with its stored test predictions is noted too.
 """
 import argparse, statistics, tempfile, time, warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from common import keep
 from hatenb.core import encoder_path
 from hatenb.corpora import LABELS, TARGETS, load_corpus
-from hatenb.detector import Detector, hatexplain_words
-from hatenb.evaluation import load_predictions
+from hatenb.detector import Detector
+from hatenb.pretokenize import hatexplain_words
+from hatenb.runs import Run
 from sklearn.metrics import f1_score
-from transformers import AlbertConfig, AlbertForSequenceClassification, AutoModelForSequenceClassification, AutoTokenizer, logging, pipeline
+from transformers import (AlbertConfig, AlbertForSequenceClassification, AutoModelForSequenceClassification,
+                          AutoTokenizer, logging, pipeline)
 
 logging.set_verbosity_error()
 warnings.simplefilter('ignore')
@@ -22,18 +27,22 @@ warnings.simplefilter('ignore')
 
 def classifier():
     "The pipeline as its documentation shows it"
-    model = AutoModelForSequenceClassification.from_pretrained(encoder_path('minilm'), num_labels=3)
-    return pipeline('text-classification', model=model, tokenizer=AutoTokenizer.from_pretrained(encoder_path('minilm')), top_k=None, device='cpu')
+    place = encoder_path('minilm')
+    model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=3)
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    return pipeline('text-classification', model=model, tokenizer=tokenizer, top_k=None, device='cpu')
 
 
 def detoxify():
-    "detoxify's own `predict`, on `original-small`'s architecture (albert-base-v2) with random weights; the vocabulary is the encoder's, since its own would have to be fetched"
+    """detoxify's own `predict`, on `original-small`'s architecture (albert-base-v2) with random weights; the
+    vocabulary is the encoder's, since its own would have to be fetched"""
     from detoxify import Detoxify
-    tokenizer = AutoTokenizer.from_pretrained(encoder_path('minilm'))
     d = Detoxify.__new__(Detoxify)
-    config = AlbertConfig(vocab_size=30_522, embedding_size=128, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, num_labels=6)
-    d.model, d.tokenizer, d.device = AlbertForSequenceClassification(config).eval(), tokenizer, 'cpu'
-    d.class_names = ['toxicity', 'severe_toxicity', 'obscene', 'threat', 'insult', 'identity_attack']
+    config = AlbertConfig(vocab_size=30_522, embedding_size=128, hidden_size=768, num_hidden_layers=12,
+                          num_attention_heads=12, intermediate_size=3072, num_labels=6)
+    d.model = AlbertForSequenceClassification(config).eval()
+    d.tokenizer = AutoTokenizer.from_pretrained(encoder_path('minilm'))
+    d.device, d.class_names = 'cpu', ['toxicity', 'severe_toxicity', 'obscene', 'threat', 'insult', 'identity_attack']
     return d
 
 
@@ -43,32 +52,85 @@ def seconds(f):
     return time.perf_counter()-start
 
 
+def uncalibrated(detector, texts):
+    "The answers without temperatures"
+    manifest = detector.manifest
+    detector.manifest = replace(manifest, temperatures={})
+    try: return detector(texts)
+    finally: detector.manifest = manifest
+
+
+def macro(gold, found): return f1_score(gold, found, average='macro', zero_division=0)
+
+
 def agreement(detector, folder):
     "How the detector's answers to the test posts stand to the run's stored predictions, and to the gold"
-    stored = load_predictions(folder/'predictions'/'test.parquet').query("corpus == 'hatexplain'").reset_index(drop=True)
+    stored = Run(folder).predictions('test').query("corpus == 'hatexplain'").reset_index(drop=True)
     words = load_corpus('hatexplain')['test'].to_pandas().set_index('id').loc[stored.id, 'words']
     texts = [' '.join(w) for w in words]
     same = np.array([hatexplain_words(t).words == list(w) for t, w in zip(texts, words)])
-    temperatures, detector.temperatures = detector.temperatures, {}
-    raw = detector(texts)
-    detector.temperatures = temperatures
-    answers = detector(texts)
+    raw, answers = uncalibrated(detector, texts), detector(texts)
     mine = np.array([[a['label_prob'][l] for l in LABELS] + [a['target_prob'][t] for t in TARGETS] for a in raw])
     theirs = np.concatenate([np.stack(stored.label_prob), np.stack(stored.target_prob)], 1)
-    gold = np.stack(stored.target)
-    return dict(posts=len(texts), read_as_in_training=int(same.sum()), largest_difference=float(np.abs(mine-theirs)[same].max()), mean_difference=float(np.abs(mine-theirs)[same].mean()),
-                same_class=float((mine[:, :3].argmax(1) == theirs[:, :3].argmax(1)).mean()), label_macro_f1=f1_score(stored.label, [LABELS.index(a['label']) for a in answers], average='macro'),
-                target_macro_f1=f1_score(gold, [[t in a['targets'] for t in TARGETS] for a in answers], average='macro', zero_division=0),
-                target_macro_f1_at_half=f1_score(gold, mine[:, 3:] >= .5, average='macro', zero_division=0))
+    apart, gold = np.abs(mine-theirs)[same], np.stack(stored.target)
+    return dict(
+        posts=len(texts), read_as_in_training=int(same.sum()), largest_difference=float(apart.max()),
+        mean_difference=float(apart.mean()),
+        same_class=float((mine[:, :3].argmax(1) == theirs[:, :3].argmax(1)).mean()),
+        label_macro_f1=macro(stored.label, [LABELS.index(a['label']) for a in answers]),
+        target_macro_f1=macro(gold, [[t in a['targets'] for t in TARGETS] for a in answers]),
+        target_macro_f1_at_half=macro(gold, mine[:, 3:] >= .5))
 
 
 def severity(detector, folder):
-    "Pearson r of the severity of the Measuring Hate Speech test posts with their gold, and how far it is from the run's stored prediction on average; nothing if the run learned no score"
-    stored = load_predictions(folder/'predictions'/'test.parquet').query("corpus == 'mhs_share'")
+    """Pearson r of the severity of the Measuring Hate Speech test posts with their gold, and how far it is from the
+    run's stored prediction on average; nothing if the run learned no score"""
+    stored = Run(folder).predictions('test').query("corpus == 'mhs_share'")
     if stored.empty: return {}
     texts = load_corpus('mhs_share')['test'].to_pandas().set_index('id').loc[stored.id, 'text']
     mine = [a['severity'] for a in detector(list(texts))]
-    return dict(posts=len(mine), pearson=float(np.corrcoef(mine, stored.score)[0, 1]), mean_difference=float(np.abs(mine-stored.score_pred).mean()))
+    return dict(posts=len(mine), pearson=float(np.corrcoef(mine, stored.score)[0, 1]),
+                mean_difference=float(np.abs(mine-stored.score_pred).mean()))
+
+
+def sizes(bundle):
+    "Megabytes of the ONNX files, and of the rest"
+    size = {f: f.stat().st_size/1e6 for f in bundle.rglob('*') if f.is_file()}
+    onnx = sum(v for f, v in size.items() if f.suffix == '.onnx')
+    return dict(onnx_int8_megabytes=round(onnx, 2), bundle_megabytes=round(sum(size.values())-onnx, 2))
+
+
+def readers(run, detector, quantized):
+    "Name → a function of posts and batch size"
+    exact, plain = Detector.from_run(run, exact=True), Detector.from_run(run, dtype='float32')
+    usual, toxic = classifier(), detoxify()
+    return {
+        'detector': lambda texts, n: detector(texts, batch_size=n),
+        'detector, exact': lambda texts, n: exact(texts, batch_size=n),
+        'detector, float32': lambda texts, n: plain(texts, batch_size=n),
+        'detector, ONNX int8': lambda texts, n: quantized(texts, batch_size=n),
+        'pipeline': lambda texts, n: usual(texts, batch_size=n, truncation=True, max_length=128),
+        'detoxify': lambda texts, n: [toxic.predict(texts[i:i+n]) for i in range(0, len(texts), n)]}
+
+
+def rounds_of(readers, posts, one, n):
+    "Reader → seconds a post of each round, one at a time (1) and 64 together; a round before the first warms up"
+    out = {k: [] for k in readers}
+    for i in range(n+1):
+        for k, f in readers.items():
+            alone = seconds(lambda: [f([t], 1) for t in posts[:one]])/one
+            together = seconds(lambda: f(posts, 64))/len(posts)
+            if i: out[k].append({1: alone, 64: together})
+    return out
+
+
+def speed(times): return {f'batch_{n}': round(1/statistics.median(t[n] for t in times), 1) for n in (1, 64)}
+
+
+def ratios(times, others):
+    "How many times as fast as each of the others, the median over the rounds"
+    def _ratio(n, other): return round(statistics.median(o[n]/t[n] for t, o in zip(times, other)), 2)
+    return {f'batch_{n}': {k: _ratio(n, other) for k, other in others.items()} for n in (1, 64)}
 
 
 if __name__ == '__main__':
@@ -78,25 +140,21 @@ if __name__ == '__main__':
     a.add_argument('--one', type=int, default=24, help='posts that are given one by one')
     a.add_argument('--rounds', type=int, default=5)
     a = a.parse_args()
-    posts = [' '.join(w) for w in load_corpus('hatexplain')['test'].shuffle(seed=0).select(range(a.posts))['words']]
+    some = load_corpus('hatexplain')['test'].shuffle(seed=0).select(range(a.posts))
     with tempfile.TemporaryDirectory() as tmp:
         detector = Detector.from_run(a.run)
         bundle = detector.save(Path(tmp)/'bundle', onnx='int8')
-        size = {f.suffix: sum(g.stat().st_size for g in bundle.rglob(f'*{f.suffix}')) for f in bundle.rglob('*.onnx')}
-        size = dict(onnx_int8_megabytes=round(size['.onnx']/1e6, 2), bundle_megabytes=round((sum(f.stat().st_size for f in bundle.rglob('*') if f.is_file())-size['.onnx'])/1e6, 2))
         quantized = Detector.from_pretrained(bundle, backend='onnx')
-        ways = {'detector': lambda texts, n: detector(texts, batch_size=n), 'detector, exact': lambda texts, n, d=Detector.from_run(a.run, exact=True): d(texts, batch_size=n), 'detector, float32': lambda texts, n, d=Detector.from_run(a.run, dtype='float32'): d(texts, batch_size=n),
-                'detector, ONNX int8': lambda texts, n: quantized(texts, batch_size=n), 'pipeline': lambda texts, n, p=classifier(): p(texts, batch_size=n, truncation=True, max_length=128)}
-        toxic = detoxify()
-        ways['detoxify'] = lambda texts, n: [toxic.predict(texts[i:i+n]) for i in range(0, len(texts), n)]
-        rounds = {k: [] for k in ways}
-        for i in range(a.rounds+1):                      # the first warms up
-            for k, f in ways.items():
-                times = dict(one=seconds(lambda: [f([t], 1) for t in posts[:a.one]])/a.one, many=seconds(lambda: f(posts, 64))/len(posts))
-                if i: rounds[k].append(times)
-        speed = {k: {f'batch_{n}': round(1/statistics.median(t[w] for t in ts), 1) for w, n in (('one', 1), ('many', 64))} for k, ts in rounds.items()}
-        ratios = {k: {f'batch_{n}': {other: round(statistics.median(o[w]/t[w] for t, o in zip(ts, rounds[other])), 2) for other in ('pipeline', 'detoxify')} for w, n in (('one', 1), ('many', 64))}
-                  for k, ts in rounds.items() if k.startswith('detector')}
-        keep('detecting', dict(run=detector.record['id'], posts=a.posts, rounds=a.rounds, dtype=str(next(detector.passes[0].dense.parameters()).dtype), posts_per_second=speed, times_as_fast_as=ratios, **size,
-                               severity={k: severity(Detector.from_run(a.run, exact=e), a.run) for k, e in (('one reading', False), ('each corpus its own', True))},
-                               agreement={k: agreement(d, a.run) for k, d in (('as trained', Detector.from_run(a.run, merge=False)), ('detector', detector), ('detector, ONNX int8', quantized))}))
+        posts = [' '.join(w) for w in some['words']]
+        rounds = rounds_of(readers(a.run, detector, quantized), posts, a.one, a.rounds)
+        others = {k: rounds[k] for k in ('pipeline', 'detoxify')}
+        trained = Detector.from_run(a.run, merge=False)
+        compared = {'as trained': trained, 'detector': detector, 'detector, ONNX int8': quantized}
+        exact = {'one reading': detector, 'each corpus its own': Detector.from_run(a.run, exact=True)}
+        keep('detecting', dict(
+            run=detector.record['name'], posts=a.posts, rounds=a.rounds,
+            dtype=str(next(detector.passes[0].dense.parameters()).dtype),
+            posts_per_second={k: speed(t) for k, t in rounds.items()},
+            times_as_fast_as={k: ratios(t, others) for k, t in rounds.items() if k.startswith('detector')},
+            **sizes(bundle), severity={k: severity(d, a.run) for k, d in exact.items()},
+            agreement={k: agreement(d, a.run) for k, d in compared.items()}))

@@ -111,6 +111,19 @@ class Comparison(TypedDict):
     studies: NotRequired[list[str]]   # where bases are looked for, besides the study
     all_metrics: NotRequired[bool]    # not only the metric that stands for each task
 
+_most_runs = 10_000
+
+def _configs(base, r, place):
+    "The configurations of one `[[runs]]`; whatever is wrong with it is one error"
+    check_type(r.get('draws', 1), int, f'{place}, draws')
+    if not 0 < r.get('draws', 1) <= _most_runs: raise HatenbError(f'draws = {r["draws"]}', place, f'Take 1 to {_most_runs}.')
+    try: found = list(itertools.islice(_expand_run(base, r), _most_runs+1))
+    except HatenbError: raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as e:
+        raise HatenbError(f'no runs can be made of this: {e!r}', place, 'Look at its lists, ranges and sources.') from None
+    if len(found) > _most_runs: raise HatenbError('these are too many runs', place, f'Take {_most_runs} at most.')
+    return [RunConfig.from_dict(c, place) for c in found]
+
 _study_keys = dict(name=str, title=str, plan=str, base=dict, runs=list[dict], comparisons=list[Comparison], studies=list[str])
 
 @patch(cls_method=True)
@@ -123,8 +136,7 @@ def from_dict(cls:Study, d:dict, place='the study') -> Study:
     for k,v in d.items(): check_type(v, _study_keys[k], f'{place}, {k}')
     runs,titles = {},{}
     for i,r in enumerate(d.get('runs', [])):
-        check_type(r.get('draws', 1), int, f'{place}, run {i+1}, draws')
-        for c in (RunConfig.from_dict(c, f'{place}, run {i+1}') for c in _expand_run(d.get('base', {}), r)):
+        for c in _configs(d.get('base', {}), r, f'{place}, run {i+1}'):
             runs[c.id] = c
             if 'title' in r: titles[c.id] = _titled(r['title'], c, f'{place}, run {i+1}, title')
     return cls(d['name'], list(runs.values()), d.get('title', ''), d.get('plan', ''), titles, d.get('comparisons', []),

@@ -4,7 +4,7 @@ import json, socket, threading, time
 import pytest
 
 from hatenb.core import HatenbError
-from hatenb.corpora import TARGETS
+from hatenb.corpora.hatexplain import TARGETS
 from hatenb.detector.runtime import Detection
 from hatenb.detector.serving import RateLimit, make_app
 
@@ -29,7 +29,8 @@ def served():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(make_app(Stub(), most=500, per_minute=6), host='127.0.0.1', port=port, log_level='error'))
+    app = make_app(Stub(), most=500, per_minute=6)
+    server = uvicorn.Server(uvicorn.Config(app, host='127.0.0.1', port=port, log_level='error'))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started: time.sleep(.02)
@@ -44,8 +45,8 @@ def client():
     return TestClient(make_app(Stub(), most=100, per_minute=50), base_url='http://127.0.0.1')
 
 
-BODIES = [(b'', 400), (b'\xff', 400), (b'[1]', 422), (b'{}', 422), (b'{"text": null}', 422), (b'{"text": "'+b'a'*101+b'"}', 413),
-          (b'x'*5000, 413), (b'['*2000, 400), (b'{"text": "broken"}', 500),
+BODIES = [(b'', 400), (b'\xff', 400), (b'[1]', 422), (b'{}', 422), (b'{"text": null}', 422),
+          (b'{"text": "'+b'a'*101+b'"}', 413), (b'x'*5000, 413), (b'['*2000, 400), (b'{"text": "broken"}', 500),
           *((json.dumps(dict(text=t)).encode(), 200) for t in ('\ud83d\0', '', '😂'*100))]
 
 
@@ -103,7 +104,8 @@ def test_a_person_types_a_post_and_sees_four_answers(browser, served):
     browser.get(served)
     said = ask(browser, 'they are bad1 people <img src=x onerror=alert(1)>')
     assert [m.text for m in said.find_elements('tag name', 'mark')] == ['bad1']
-    shown = ('Label', 'hatespeech', '0.70', 'Targets', 'Women', '0.90', 'Severity', '+1.25', '<img src=x onerror=alert(1)>')
+    shown = ('Label', 'hatespeech', '0.70', 'Targets', 'Women', '0.90', 'Severity', '+1.25',
+             '<img src=x onerror=alert(1)>')
     for seen in shown: assert seen in said.text, seen
     assert not said.find_elements('tag name', 'img')
     underline = said.find_element('tag name', 'mark').value_of_css_property('text-decoration-line')

@@ -308,13 +308,21 @@ class BundlePart:
 _again = 'Make the bundle again, or fetch it again.'
 
 # %% ../../nbs/detector/02_detector.ipynb #c3f072c8
+def _tried_out(g):
+    "The graph, asked once, about as long a post as it takes"
+    shape = 1,g.graph.max_length
+    batch = dict(input_ids=np.full(shape, g.graph.pad), attention_mask=np.ones(shape, int), token_word=np.zeros(shape, int))
+    if g.rest['lexicon'] is not None: batch['extra'] = np.zeros((1, len(g.rest['lexicon'][1])), np.float32)
+    g.rest['logits'](batch)
+    return g
+
 def _bundle_graphs(folder, m, device, dtype):
     "The models of a bundle, and their graphs; whatever is wrong with them is one error"
     parts,out = {},[]
     for below in m.parts:
         try:
             parts[below] = BundlePart(folder/below)
-            out += load_graphs(parts[below], below, device, dtype)
+            out += [_tried_out(g) for g in load_graphs(parts[below], below, device, dtype)]
         except HatenbError: raise
         except Exception as e:   # a file that was made by hand can be wrong in any way
             why = f'the model cannot be built ({type(e).__name__}: {str(e)[:200]})'

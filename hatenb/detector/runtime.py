@@ -293,10 +293,11 @@ def _check_names(m, place):
     "Raise unless all that the parts of a manifest name is there"
     def _no(what): raise _field_error(what, place)
     for q in m.questions.values():
-        for registry,k in ((activations,q.activation), (joins,q.join), (deciders,q.decide)): registry[k]
+        for registry,k in ((activations,q.activation), (joins,q.join), (deciders,q.decide)):
+            if k not in registry: _no(f'there is no {registry.sort} {k!r}')
         if q.negative and q.negative not in q.outputs: _no(f'the question {q.name} has no output {q.negative!r}')
     for t in m.tasks.values():
-        pretokenizers[t.pretokenizer]
+        if t.pretokenizer not in pretokenizers: _no(f'there is no pretokenizer {t.pretokenizer!r}')
         if t.question not in m.questions: _no(f'there is no question {t.question!r}')
         known = m.questions[t.question].outputs
         if not set(t.outputs) <= set(known): _no(f'{t.key} has outputs that its question has not')

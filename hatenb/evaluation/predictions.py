@@ -10,6 +10,7 @@ __all__ = ['metric_of', 'definitions', 'answered_questions', 'check_predictions'
            'join_predictions']
 
 # %% ../../nbs/evaluation/02_predictions.ipynb #b147ff1a
+import contextlib
 from pathlib import Path
 
 # %% ../../nbs/evaluation/02_predictions.ipynb #be6f657c
@@ -58,13 +59,29 @@ def answered_questions(
         return column in t and not t[column].isna().all()
     return [q for q in corpora[corpus].questions if _answered(q)]
 
+@contextlib.contextmanager
+def _one_error(place):
+    "What a table of a stranger can do to those that compute with it is one `HatenbError`"
+    try: yield
+    except HatenbError: raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as e:
+        raise HatenbError(f'nothing can be computed from them ({type(e).__name__}: {str(e)[:100]})', place,
+                          'Predict again.') from e
+
+def _check_corpora(table, place):
+    if not len(table): raise HatenbError('there are no predictions', place, 'Predict again.')
+    unknown = [c for c in table['corpus'] if not isinstance(c, str) or c not in corpora]
+    if unknown: raise HatenbError(f'there is no corpus {unknown[0]!r}', place, f'Known: {", ".join(corpora)}.')
+
 def check_predictions(table:pd.DataFrame):
     "Raise `HatenbError` for predictions that are missing, doubled, no numbers or probabilities, or of the wrong length"
     if missing := [c for c in ('corpus','id') if c not in table]:
         raise HatenbError(f'the column {missing[0]!r} is missing', 'the predictions', 'Predict again.')
-    refuse_posts(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
-    for corpus,t in table.groupby('corpus', sort=False):
-        for q in answered_questions(t, corpus): kind_of(q).check(t, q)
+    _check_corpora(table, 'the predictions')
+    with _one_error('the predictions'):
+        refuse_posts(table, 'the post is there twice', table.duplicated(['corpus','id']).to_numpy())
+        for corpus,t in table.groupby('corpus', sort=False):
+            for q in answered_questions(t, corpus): kind_of(q).check(t, q)
 
 # %% ../../nbs/evaluation/02_predictions.ipynb #c48652ca
 def task_statistics(
@@ -76,8 +93,9 @@ def task_statistics(
     for corpus,t in table.groupby('corpus', sort=False):
         t = t.reset_index(drop=True)
         for q in answered_questions(t, corpus):
-            found,counts,why = kind_of(q).statistics(t, q)
-            out[f'{corpus}/{q.name}'] = t,found,counts | bias_counts(t, q),why
+            with _one_error(f'the predictions of {corpus}/{q.name}'):
+                found,counts,why = kind_of(q).statistics(t, q)
+                out[f'{corpus}/{q.name}'] = t,found,counts | bias_counts(t, q),why
     return out
 
 def evaluate(
@@ -171,8 +189,9 @@ def load_predictions(
         raise HatenbError(f'the predictions cannot be read: {e}', path, 'Run the run again.') from None
     if missing := [c for c in ('corpus','id') if c not in table]:
         raise HatenbError(f'the column {missing[0]!r} is missing', path, 'Name a predictions table.')
+    _check_corpora(table, path)
     if not any(c in table for corpus in table['corpus'].unique() for c in gold_columns(corpus)):
-        return with_gold(table, split)
+        with _one_error(path): return with_gold(table, split)
     if split: check_split(table, split)
     return table
 
