@@ -8,7 +8,7 @@ import torchjd.aggregation as jd_aggregation
 import torchjd.scalarization as jd
 
 from hatenb.balancing import (add_gradients, balancers, importance_tries, make_balancer, new_matrix, project,
-                              put_combined, rules_table)
+                              put_combined, balancing_table)
 from hatenb.core import HatenbError
 from hatenb.training import TrainConfig, Trainer
 from parts import flat, small, undecided
@@ -220,7 +220,7 @@ def test_wrong_options_are_refused(name, options):
 
 
 def test_the_table_tells_of_every_rule():
-    table = rules_table().set_index('rule')
+    table = balancing_table().set_index('rule')
     assert list(table.index) == list(balancers)
     for n in ('label', 'formula', 'costs', 'source'): assert (table[n] != '').all()
     assert table.costs['equal'] == 'nothing' and 'backward pass for each loss' in table.costs['upgrad']

@@ -14,7 +14,7 @@ from hatenb.merging import (
     Update, add_lora, average, concatenate, core_space_merge, cosine, dare_linear, dare_ties, distance, elected_mean,
     entries, inner, input_grams, interference, iso_c, iso_cts, knots, lora_updates, magnitude_prune, merge_adapters,
     merge_rules, merge_updates, nearest_orthogonal, null_space_coefficients, null_space_ratio, regmean, rule_options,
-    rules_table, sign_conflicts, start_orthogonal, start_shared, subspace_overlap, svd_of, ties, trim, truncate,
+    merge_rules_table, sign_conflicts, start_orthogonal, start_shared, subspace_overlap, svd_of, ties, trim, truncate,
     truncation_errors, tsvm, updates_added, weighted_mean)
 
 shapes = st.tuples(st.integers(2, 24), st.integers(2, 24))
@@ -359,7 +359,7 @@ def test_a_sort_is_not_needed_for_equal_entries():
 
 
 def test_every_rule_says_what_a_page_needs():
-    t = rules_table()
+    t = merge_rules_table()
     assert set(t.index) == set(merge_rules) and t.rule.is_unique and (t.formula != '').all()
     assert set(t.cost) == {'factors', 'entries', 'posts'}
 

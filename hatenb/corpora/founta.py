@@ -36,6 +36,11 @@ def _rows(file):
 # %% ../../nbs/corpora/14_founta.ipynb #5ade9a69
 _file = RemoteFile('hatespeech_text_label_vote_RESTRICTED_100K.csv', also=('hatespeech_text_label_vote.csv',))
 
+def _unescaped(text):
+    "The text with its HTML entities as characters; one of thousands of digits stays as it is"
+    try: return html.unescape(text)
+    except ValueError: return text
+
 def read_founta(
     folder:Path, # with hatespeech_text_label_vote_RESTRICTED_100K.csv
 ) -> DatasetDict:
@@ -47,7 +52,7 @@ def read_founta(
     line = pd.Series(t.index.astype(str), t.index)
     ids = t['id'] + '-' + line if 'id' in t else line
     toxic = (kind != 'normal').astype(int)
-    return split_by_text(posts_of(file, ids, t['text'].map(html.unescape), toxic=toxic, kind=kind, community=''))
+    return split_by_text(posts_of(file, ids, t['text'].map(_unescaped), toxic=toxic, kind=kind, community=''))
 
 # %% ../../nbs/corpora/14_founta.ipynb #23db5603
 _ = add_corpus(Corpus('founta', 'Founta et al.', 'founta', (_file,),

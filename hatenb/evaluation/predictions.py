@@ -185,7 +185,7 @@ def load_predictions(
 ) -> pd.DataFrame:
     "Read a predictions table, with gold from the corpora if it was left out; raises `HatenbError` if it cannot be read"
     try: table = pq.read_table(path).to_pandas()
-    except (OSError, pa.ArrowException) as e:
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as e:
         raise HatenbError(f'the predictions cannot be read: {e}', path, 'Run the run again.') from None
     if missing := [c for c in ('corpus','id') if c not in table]:
         raise HatenbError(f'the column {missing[0]!r} is missing', path, 'Name a predictions table.')
