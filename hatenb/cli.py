@@ -265,8 +265,8 @@ def _compare(
 ):
     "Every metric two runs share: difference, 95 % interval, p, and p corrected over the table"
     from hatenb.evaluation import compare
-    from hatenb.evaluation import load_predictions
-    table = compare(*(load_predictions(f/'predictions'/f'{split}.parquet') for f in (first, second)), count=resamples)
+    from hatenb.runs import Run
+    table = compare(*(Run(f).predictions(split) for f in (first, second)), count=resamples)
     print(f'a: {first.name}\nb: {second.name}\n{_table(_differences(table))}')
     if out: table.to_csv(out, index=False)
 
