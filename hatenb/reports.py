@@ -332,7 +332,7 @@ def metrics_html(records:list[dict], split:str='test') -> str:
 
 # %% ../nbs/12_reports.ipynb #d45d59b0
 def comparison_text(
-    table:pd.DataFrame, # as `hatenb.comparison.compare` gives it
+    table:pd.DataFrame, # as `hatenb.evaluation.compare` gives it
     first:str='a',      # what the runs are called
     second:str='b',
 ) -> str:
