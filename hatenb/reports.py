@@ -447,7 +447,7 @@ def strategy_style(record:dict) -> dict: # color, marker
 # %% ../nbs/12_reports.ipynb #208cd777
 _page = 7          # inches: what a page shows without making it smaller, so that text of 8 points is 11 pixels high
 
-def _main_columns(rows): return [c for c in metric_columns(rows) if c.split()[1] in main(c.split()[0])]
+def _main_columns(rows): return [c for c in metric_columns(rows) if c.split()[1] in main_only(c.split()[0])]
 
 def _wrapped_names(rows, width):
     "What a row is called beside a plot"
