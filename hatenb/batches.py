@@ -10,9 +10,8 @@ __all__ = ['align', 'encode', 'encoded_corpus', 'truncation', 'Ragged', 'gold_fo
            'misspelt', 'augmented', 'lexicon_features']
 
 # %% ../nbs/03_batches.ipynb #8e3ee0b8
-import csv, json, os, shutil
+import json, os, shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 # %% ../nbs/03_batches.ipynb #0f4a17e2
 from .core import HatenbError, derive_seed, digest, quiet, settings
