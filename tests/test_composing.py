@@ -92,7 +92,7 @@ def test_another_process_predicts_the_same(runs):
     same_table(load_predictions(out), load_predictions(runs/c.name/'predictions'/'test.parquet'))
 
 
-# the others are trained without runs in test_strategies.py
+# test_strategies.py trains the others without quantization; int8, static LoRA fusion and TIES cut to a rank are not trained
 @pytest.mark.parametrize('name', ['merge of bottlenecks, heads trained', 'fuse bottlenecks', 'fuse lora on nf4',
                                   'parallel, finished ones', 'stack'])
 def test_training_leaves_the_rest_bit_identical(runs, name):
