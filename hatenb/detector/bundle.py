@@ -74,7 +74,7 @@ def export_graph(
         finally: logging.disable(logging.NOTSET)
 
 # %% ../../nbs/detector/03_bundle.ipynb #62d8886e
-_kept = ('id','name','config','metrics','corpora','chosen','cost','adapters','counted','lexicon',
+_kept = ('id','name','config','metrics','corpora','chosen','cost','adapters','frequencies','lexicon',
          'sources',
          'provenance')   # of a record
 
