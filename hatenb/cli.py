@@ -181,8 +181,8 @@ def _study(
     path:Annotated[Path, typer.Argument(help='a study file, e.g. studies/first.toml')],
     publish:Annotated[Optional[Path], typer.Option(help='copy records and predictions here, e.g. results')]=None,
     records_only:Annotated[bool, typer.Option(help='publish without predictions, which take much more room')]=False,
-    workers:Annotated[int, typer.Option(min=1, help='processes that make runs at once, each on its share of the cores')]=1,
-    compare:Annotated[bool, typer.Option(help='compute the comparisons that the study declares, among published records')]=False,
+    workers:Annotated[int, typer.Option(min=1, help='processes at once, each on its share of the cores')]=1,
+    compare:Annotated[bool, typer.Option(help='compute the comparisons that the published study declares')]=False,
 ):
     "Run what a study is missing, go on with what was cut off, and print its table"
     from hatenb.studies import Study, publish as publish_records, run_study
@@ -190,7 +190,9 @@ def _study(
     records = run_study(study, workers=workers)
     print(_results(records))
     for line in _best_on_validation(records): print(line)
-    if publish: print(f'published {len(publish_records(records, publish, not records_only, study))} records to {publish}')
+    if publish:
+        places = publish_records(records, publish, not records_only, study)
+        print(f'published {len(places)} records to {publish}')
     if compare: _print_comparisons(study, publish)
 
 def _print_comparisons(study, results):

@@ -39,7 +39,7 @@ add_corpus(dataclasses.replace(corpora['mini'], name='mine'))
 
 def test_a_module_of_ones_own_is_imported_first(tmp_path):
     (tmp_path/'mine.py').write_text(PLUGIN)
-    asked = 'run', 'mine/label', '--method', 'majority'
+    asked = 'run', 'mine/label', '--baseline', 'majority'
     out = hatenb(*asked, cwd=tmp_path, HATENB_RUNS=str(tmp_path/'runs'))
     assert out.returncode == 1 and "'mine'" in out.stderr and 'Traceback' not in out.stderr
     out = hatenb('--import', 'mine', *asked, cwd=tmp_path, HATENB_RUNS=str(tmp_path/'runs'))
