@@ -263,7 +263,7 @@ def _evaluate(
     from hatenb.runs import read_records
     for r in read_records(runs):
         found = reevaluate(r['folder'])
-        print(r['id'], sum(len(ms) for ms in found['metrics']['test'].values()), 'metrics')
+        print(r['name'], sum(len(ms) for ms in found['metrics']['test'].values()), 'metrics')
 
 # %% ../nbs/13_cli.ipynb #0303e87e
 @app.command('explain')
@@ -406,7 +406,7 @@ def _bundle(
     if out and out.exists():
         raise HatenbError('there is something already', out, 'Name a folder that is not there yet, or remove it.')
     from hatenb.detector import Detector
-    detector = Detector.from_pretrained(run)
+    detector = Detector.from_run(Path(run) if Path(run).is_dir() else settings().runs_path/run)
     tables = {}
     if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it
         from hatenb.asking import card_tables

@@ -16,12 +16,9 @@ import base64, collections, html, io, itertools, textwrap
 from pathlib import Path
 from typing import Callable
 
-# %% ../nbs/12_reports.ipynb #f1af8737
+# %% ../nbs/12_reports.ipynb #23e7a7e3
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 # %% ../nbs/12_reports.ipynb #e18e662a
 from .baselines import baselines
@@ -209,28 +206,47 @@ def _cell(v, interval=True):
 
 def _corpora(rows): return len({c.split()[0].rpartition('/')[0] for c in metric_columns(rows)}) > 1
 
-# %% ../nbs/12_reports.ipynb #825e2397
+# %% ../nbs/12_reports.ipynb #fe834517
 def _short(c, v, best):
     "A cell for a terminal"
     if c == 'trainable_parameters' and isinstance(v, (int,float)) and v == v:
         return f'{v/1e6:.2f} M' if v >= 1e5 else f'{v:,.0f}'
     return _cell(v, interval=False) + ('*' if best else ' ' if ' ' in c else '')
 
+def _widths(columns, words, width):
+    "The width of each column: numbers as wide as they are, words in what is left, the first column with the most of it"
+    def _longest(texts): return max((len(w) for t in texts for w in t.split()), default=1)
+    out = {c: max(_longest([c]), max(map(len, cells), default=0)) for c,cells in columns.items()}
+    for c in list(columns)[1:words]: out[c] = _longest([c, *columns[c]])
+    first,*others = columns
+    out[first] = min(out[first], width - sum(out[c]+2 for c in others))
+    return out
+
+def _lines(cells, widths, words):
+    "A row of a table as lines: long texts go on in the next, whole words together"
+    parts = [textwrap.wrap(t, w) or [''] for t,w in zip(cells, widths.values())]
+    def _padded(i, text, w): return text.ljust(w) if i < words else text.rjust(w)
+    rows = itertools.zip_longest(*parts, fillvalue='')
+    return ['  '.join(_padded(i, t, w) for i,(t,w) in enumerate(zip(row, widths.values()))).rstrip() for row in rows]
+
 def text_table(
     columns:dict[str,list[str]], # heading → cells
     width:int=100,               # of the terminal
-    words:int=1,                 # how many of the first columns are text, and are wrapped where they are long
+    words:int=1,                 # how many of the first columns are text
 ) -> str:
-    "A table in plain text that is no wider than the terminal"
-    t = Table(box=None, pad_edge=False, header_style='')
-    for i,c in enumerate(columns):
-        t.add_column(c, justify='left' if i < words else 'right', overflow='fold', min_width=None if i else 18)
-    for row in zip(*columns.values()): t.add_row(*map(escape, row))
-    out = Console(file=io.StringIO(), width=width, color_system=None)
-    out.print(t)
-    return '\n'.join(line.rstrip() for line in out.file.getvalue().splitlines())
+    "A table in plain text that is no wider than the terminal; columns that do not fit stand in a table below"
+    widths = _widths(columns, words, width)
+    first,*others = columns
+    if widths[first] >= 18 or len(others) < 2:
+        rows = [list(columns), *zip(*columns.values())]
+        return '\n'.join(line for r in rows for line in _lines(r, widths, words))
+    def _fits(n): return _widths({c: columns[c] for c in list(columns)[:n]}, words, width)[first] >= 18
+    half = max(filter(_fits, range(words+1, len(columns))), default=max(words, 1+len(others)//2))
+    below = {c: columns[c] for c in [first, *list(columns)[half:]]}
+    above = {c: columns[c] for c in list(columns)[:half]}
+    return f'{text_table(above, width, words)}\n\n{text_table(below, width, 1)}'
 
-# %% ../nbs/12_reports.ipynb #3877f05b
+# %% ../nbs/12_reports.ipynb #58cf5aaf
 def results_text(
     records:list[dict],
     split:str='test',
@@ -240,7 +256,9 @@ def results_text(
 ) -> str:
     "The table for a terminal, * at the best"
     rows = results_rows(records, split, shown, titles)
-    several,out = _corpora(rows),{}
+    tasks = {c.split()[0].rpartition('/')[2]: c.split()[0] for c in metric_columns(rows)}
+    several = len(tasks) < len({c.split()[0] for c in metric_columns(rows)})    # two corpora ask the same
+    out = {}
     for c in rows:
         best = best_of(rows, c) if ' ' in c else [False]*len(rows)
         out[_title(c, several)] = [_short(c, v, b) for v,b in zip(rows[c], best)]

@@ -62,7 +62,7 @@ def test_an_installed_package_is_imported_by_its_entry_point(tmp_path):
 
 
 def test_a_study_is_made_by_several_workers(tmp_path):
-    runs = "[[runs]]\ntasks = ['mini/label']\nmethod = ['majority', 'tfidf']"
+    runs = "[[runs]]\ntasks = ['mini/label']\nbaseline = ['majority', 'tfidf']"
     (tmp_path/'two.toml').write_text(f"name = 'two'\ntitle = 'Two baselines'\n{runs}\n")
     out = hatenb('study', 'two.toml', '--workers', 2, cwd=tmp_path, HATENB_RUNS=str(tmp_path/'runs'))
     assert out.returncode == 0, out.stderr
@@ -136,7 +136,7 @@ def test_finished_runs_are_evaluated_again(tmp_path):
 
 
 @pytest.mark.parametrize('args,said', [
-    (('run', 'mini/lable'), "did you mean 'label'"),
+    (('run', 'mini/lable'), "no question 'lable'"),
     (('run', 'label', '--adapter', 'lorra'), "did you mean 'lora'"),
     (('run', 'label', '--adapter-options', '{r: 8}'), '--adapter-options'),
     (('run', 'target:7/3'), 'no part'),
@@ -144,7 +144,7 @@ def test_finished_runs_are_evaluated_again(tmp_path):
     (('report', 'nowhere'), 'no record'),
     (('detect', '--model', 'x'), 'nothing to detect'),
     (('detect', '--model', 'x', '--file', 'nowhere.txt'), 'nowhere.txt'),
-    (('detect', 'a post', '--model', 'no/where'), 'no such run or bundle'),
+    (('detect', 'a post', '--model', 'no/where'), 'no such bundle'),
     (('bundle', 'x'), '--out'),
 ])
 def test_errors_say_what_to_do_and_show_no_traceback(tmp_path, args, said):

@@ -10,10 +10,10 @@ from adapters.composition import Parallel
 from hatenb.batches import Posts, collate, encoded_corpus
 from hatenb.composing import adapter_name, make_strategy, strategy_model
 from hatenb.core import HatenbError
-from hatenb.corpora import frequencies
+from hatenb.kinds import count_answers, make_head
 from hatenb.encoder import load_encoder, tensor_digest
 from hatenb.evaluation import evaluate, join_predictions, load_predictions, main_metrics
-from hatenb.heads import Task, make_head, partitions
+from hatenb.tasks import Task, partitions
 from hatenb.making import make_run as run, run_corpora, run_encoder
 from hatenb.runs import Run, RunConfig, run_model, run_strategy, source_folders
 from hatenb.studies import Study, run_study
