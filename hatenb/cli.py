@@ -92,10 +92,10 @@ def _aligned(column, words):
     return [cell.ljust(room) if words else cell.rjust(room) for cell in column]
 
 # %% ../nbs/13_cli.ipynb #d3de9379
-def _results(records):
-    "The main test metrics of runs as a table no wider than a terminal, a star at the best of a column"
+def _results(records, titles={}):
+    "The main metrics of runs as a table, a star at the best of a column"
     from hatenb.reports import results_text
-    return results_text(records)
+    return results_text(records, titles=titles)
 
 # %% ../nbs/13_cli.ipynb #d150e2bd
 @app.command('corpora')
@@ -182,23 +182,16 @@ def _study(
     publish:Annotated[Optional[Path], typer.Option(help='copy records and predictions here, e.g. results')]=None,
     records_only:Annotated[bool, typer.Option(help='publish without predictions, which take much more room')]=False,
     workers:Annotated[int, typer.Option(min=1, help='processes at once, each on its share of the cores')]=1,
-    compare:Annotated[bool, typer.Option(help='compute the comparisons that the published study declares')]=False,
 ):
     "Run what a study is missing, go on with what was cut off, and print its table"
     from hatenb.studies import Study, publish as publish_records, run_study
     study = Study.load(path)
     records = run_study(study, workers=workers)
-    print(_results(records))
+    print(_results(records, study.titles))
     for line in _best_on_validation(records): print(line)
     if publish:
         places = publish_records(records, publish, not records_only, study)
         print(f'published {len(places)} records to {publish}')
-    if compare: _print_comparisons(study, publish)
-
-def _print_comparisons(study, results):
-    "What a study's comparisons found; kept with the published study"
-    from hatenb.comparisons import compare_study
-    for c in compare_study(study, results): print(f'{c["name"]}: {len(c["rows"])} rows')
 
 def _best_on_validation(records):
     "A line for each set of tasks that several runs were trained for"
@@ -238,9 +231,10 @@ def _compare(
 ):
     "Every metric two runs share: difference, 95 % interval, p, and p corrected over the table"
     from hatenb.evaluation import compare
-    from hatenb.evaluation import load_predictions
-    table = compare(*(load_predictions(f/'predictions'/f'{split}.parquet') for f in (first, second)), count=resamples)
-    print(f'a: {first.name}\nb: {second.name}\n{_table(_differences(table))}')
+    from hatenb.runs import Run
+    a,b = Run(first),Run(second)
+    table = compare(a.predictions(split), b.predictions(split), count=resamples)
+    print(f'a: {a.name}\nb: {b.name}\n{_table(_differences(table))}')
     if out: table.to_csv(out, index=False)
 
 def _differences(table):
@@ -252,6 +246,17 @@ def _differences(table):
         'b − a': f'{r.difference:+.3f}', '95 % interval': f'{r.low:+.3f} to {r.high:+.3f}',
         'p': f'{r.p:.4f}', 'corrected': f'{r.corrected:.4f}' + '* '[r.corrected >= .05],
     } for r in table.itertuples()])
+
+# %% ../nbs/13_cli.ipynb #5d0e61b4
+@app.command('compare-study')
+def _compare_study(
+    path:Annotated[Path, typer.Argument(help='a study file that declares comparisons')],
+    results:Annotated[Optional[Path], typer.Option(help='the folder of published results')]=None,
+):
+    "What a study declares to be compared, from the predictions of its published runs; kept with the study"
+    from hatenb.comparisons import compare_study
+    from hatenb.studies import Study
+    for c in compare_study(Study.load(path), results): print(f'{c["name"]}: {len(c["rows"])} rows')
 
 # %% ../nbs/13_cli.ipynb #bb0c48d7
 @app.command('evaluate')
@@ -281,9 +286,9 @@ def _explain(
     from hatenb.asking import explain_run, explanations_table, levels
     for f in runs:
         record = explain_run(f, by or (), split, limit=limit)
-        print(f'{record["id"]}, {record["posts"]} posts')
+        print(f'{record["name"]}, {record["posts"]} posts')
         for l in levels: print(f'{_table(explanations_table(record["explainers"], l).reset_index())}\n')
-        if out: print(f'record: {write_json(out/(record["id"]+".json"), record)}')
+        if out: print(f'record: {write_json(out/(record["name"]+".json"), record)}')
 
 # %% ../nbs/13_cli.ipynb #9fd0d05d
 @app.command('functional')
@@ -300,7 +305,7 @@ def _functional(
         raise HatenbError('there is nothing to ask', 'functional', 'Name folders of finished runs, or --linear CORPUS.')
     for record in (*map(functional_run, runs or ()), *map(linear_record, linear or ())):
         print(functional_text(record) + '\n')
-        if out: print(f'record: {write_json(out/(record["id"]+".json"), record)}')
+        if out: print(f'record: {write_json(out/(record.get("name", record["id"])+".json"), record)}')
 
 # %% ../nbs/13_cli.ipynb #d7e1601d
 @app.command('demo')
@@ -317,6 +322,24 @@ def _demo(
     results_figure(records).savefig(out/'results.png', dpi=150, bbox_inches='tight')
     write_report(records, out/'report.html', 'hatenb: the comparison in small')
     for f in (out/'runs', out/'results.png', out/'report.html'): print(f)
+
+# %% ../nbs/13_cli.ipynb #a91c7e20
+def _open(place, onnx=False):
+    "The detector of a run, of a bundle or of a name on the hub; raises `HatenbError` if there is none"
+    from hatenb.detector import Detector
+    if (folder := _finished_run(place)) is None:
+        detector = Detector.from_pretrained(place, backend='onnx' if onnx else 'torch')
+        print(f'bundle: {detector.folder}', file=sys.stderr)
+        return detector
+    if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle … --onnx int8`.')
+    print(f'run: {folder}', file=sys.stderr)
+    return Detector.from_run(folder)
+
+def _finished_run(place):
+    "The folder of a finished run, by its path or its name; none if it is something else"
+    from hatenb.runs import RunFolder
+    places = [Path(place), settings().runs_path/place]
+    return next((p for p in places if RunFolder(p).finished and not (p/'detector.json').is_file()), None)
 
 # %% ../nbs/13_cli.ipynb #cf217311
 def _lines(file, jsonl, refuse):
@@ -359,7 +382,7 @@ def _detect_lines(detector, file, jsonl, strict, place):
 @app.command('detect')
 def _detect(
     posts:Annotated[Optional[list[str]], typer.Argument(help='posts, answered in words')]=None,
-    model:Annotated[str, typer.Option(help="a run's folder or id, a bundle's folder, or its name on the hub")]=...,
+    model:Annotated[str, typer.Option(help="a run's folder or name, a bundle's folder, or its name on the hub")]=...,
     file:Annotated[Optional[str], typer.Option(
         help='one post a line, or JSON lines with "text"; - is standard input')]=None,
     jsonl:Annotated[Optional[bool], typer.Option('--jsonl/--text',
@@ -374,8 +397,7 @@ def _detect(
         raise HatenbError(what, 'detect', 'Give one or more posts, or --file.')
     if file not in (None, '-') and not Path(file).is_file():
         raise HatenbError('there is no such file', file, 'Check the path, or give - for standard input.')
-    from hatenb.detector import Detector
-    detector = Detector.from_pretrained(model, backend='onnx' if onnx else 'torch')
+    detector = _open(model, onnx)
     if posts: return print('\n\n'.join(d.summary(reveal) for d in detector(posts)))
     _detect_file(detector, file, jsonl, strict)
 
@@ -392,7 +414,7 @@ def _detect_file(detector, file, jsonl, strict):
 # %% ../nbs/13_cli.ipynb #177e516f
 @app.command('bundle')
 def _bundle(
-    run:Annotated[str, typer.Argument(help="a finished run's folder or id")],
+    run:Annotated[str, typer.Argument(help="a finished run's folder or name")],
     out:Annotated[Optional[Path], typer.Option(help='the folder to write')]=None,
     push:Annotated[Optional[str], typer.Option(help='upload to this name on the hub, e.g. me/hatenb')]=None,
     onnx:Annotated[str, typer.Option(help='also as ONNX: float32 or int8')]='',
@@ -405,8 +427,7 @@ def _bundle(
         raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use float32 or int8.')
     if out and out.exists():
         raise HatenbError('there is something already', out, 'Name a folder that is not there yet, or remove it.')
-    from hatenb.detector import Detector
-    detector = Detector.from_run(Path(run) if Path(run).is_dir() else settings().runs_path/run)
+    detector = _open(run)
     tables = {}
     if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it
         from hatenb.asking import card_tables
@@ -419,7 +440,7 @@ def _bundle(
 # %% ../nbs/13_cli.ipynb #23786f82
 @app.command('serve')
 def _serve(
-    model:Annotated[str, typer.Option(help="a run's folder or id, a bundle's folder, or its name on the hub")]=...,
+    model:Annotated[str, typer.Option(help="a run's folder or name, a bundle's folder, or its name on the hub")]=...,
     host:Annotated[str, typer.Option(help='address to listen on')]='127.0.0.1',
     port:int=8000,
     most:Annotated[int, typer.Option(help='characters of a post')]=10_000,
@@ -427,43 +448,19 @@ def _serve(
     onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
 ):
     "A small local page: type a post, see the four answers"
-    from hatenb.detector import Detector
-    from hatenb.serving import serve
-    detector = Detector.from_pretrained(model, backend='onnx' if onnx else 'torch')
+    from hatenb.detector import serve
+    detector = _open(model, onnx)
     print(f'http://{host}:{port}', flush=True)
     serve(detector, host, port, most=most, per_minute=per_minute)
 
 # %% ../nbs/13_cli.ipynb #41ef3ce4
-# what the libraries call their files: pickled, and as safetensors
-_weight_files = {
-    'pytorch_adapter.bin': 'adapter.safetensors', 'pytorch_model_head.bin': 'model_head.safetensors',
-    'pytorch_adapter_fusion.bin': 'adapter_fusion.safetensors', 'adapter_model.bin': 'adapter_model.safetensors'}
-
 @app.command('convert-adapter')
 def _convert_adapter(
     folder:Annotated[Path, typer.Argument(help='where `adapters` or `peft` saved it')],
     trusted:Annotated[bool, typer.Option(
         '--trusted', help='you know who made it, and read its pickle all the same')]=False,
+    out:Annotated[Optional[Path], typer.Option(help='where the safetensors go (default: beside the old files)')]=None,
 ):
-    "Write the pickled weights of a foreign adapter as safetensors, beside them"
-    found = [f for f in map(folder.joinpath, _weight_files) if f.is_file()]
-    if not found:
-        raise HatenbError('there are no pickled weights', folder, f'Name a folder with {" or ".join(_weight_files)}.')
-    if not trusted: raise HatenbError('the weights are pickled', found[0], 'If you trust who made them, add --trusted.')
-    for f in found: print(_as_safetensors(f, f.with_name(_weight_files[f.name])))
-
-# %% ../nbs/13_cli.ipynb #b8037823
-def _as_safetensors(pickled, path):
-    "Write the tensors of a pickled file as safetensors; raises `HatenbError` where it holds anything else"
-    import pickle, torch
-    from safetensors.torch import save_file
-    from hatenb.core import atomic_write
-    try: tensors = torch.load(pickled, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
-        why = str(e).splitlines()[0]
-        what = f'the file holds more than tensors, or is damaged: {why}'
-        raise HatenbError(what, pickled, 'It was not read.') from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-        raise HatenbError('the file is not a dictionary of tensors', pickled, 'Save the adapter anew with its library.')
-    with atomic_write(path) as tmp: save_file({k: t.clone().contiguous() for k,t in tensors.items()}, tmp)
-    return path
+    "Write the pickled weights of a foreign adapter as safetensors"
+    from hatenb.encoder import convert_adapter
+    print(convert_adapter(folder, out, trusted))

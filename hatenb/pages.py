@@ -19,9 +19,8 @@ import numpy as np, pandas as pd
 # %% ../nbs/12b_pages.ipynb #ea391d86
 from .core import HatenbError
 from .evaluation import main_metrics, metric_of
-from .comparisons import comparisons_table
 from .reports import results_html, strategy_style
-from .studies import results_folder, study_records
+from .studies import results_folder
 
 # %% ../nbs/12b_pages.ipynb #0cb85cde
 def with_config(

@@ -348,9 +348,9 @@ def metrics_html(records:list[dict], split:str='test') -> str:
     rows = results_rows(records, split, everything)
     return ''.join(_task_metrics(rows, t) for t in dict.fromkeys(c.split()[0] for c in metric_columns(rows)))
 
-# %% ../nbs/12_reports.ipynb #d45d59b0
+# %% ../nbs/12_reports.ipynb #dfccf116
 def comparison_text(
-    table:pd.DataFrame, # as `hatenb.comparison.compare` gives it
+    table:pd.DataFrame, # as `hatenb.evaluation.compare` gives it
     first:str='a',      # what the runs are called
     second:str='b',
 ) -> str:

@@ -1,4 +1,5 @@
 "Comparing two runs: against a plain loop and scipy, what the null gives, what is refused, and the command"
+
 import subprocess, sys, os
 
 import numpy as np
@@ -11,182 +12,251 @@ from hatenb.bootstrap import mean_of, resamples
 from hatenb.core import HatenbError
 from hatenb.corpora import load_corpus
 from hatenb.evaluation import (
-    compare, compare_gain, evaluate, mcnemar, mean_relative_gain, over_seeds, paired_bootstrap, planned_family, seed_groups, task_statistics)
+    compare,
+    compare_gain,
+    evaluate,
+    mcnemar,
+    mean_relative_gain,
+    over_seeds,
+    paired_bootstrap,
+    planned_family,
+    seed_groups,
+    task_statistics,
+)
 from hatenb.evaluation.comparison import drawn_seeds, paired_draws
 from hatenb.making import make_run as run
 from hatenb.runs import RunConfig
 
 
-def predicted(seed, right=.7, corpus='mini', posts=None):
+def predicted(seed, right=0.7, corpus='mini', posts=None):
     "Predictions of the label and the targets of real rows of the mini corpus, right in a share of the posts"
     rng = np.random.default_rng(seed)
     ds = load_corpus(corpus)['test'] if posts is None else posts
     y, n = np.array(ds['label']), len(ds)
-    said = np.where(rng.random(n) < right, y, (y+rng.integers(1, 3, n)) % 3)
+    said = np.where(rng.random(n) < right, y, (y + rng.integers(1, 3, n)) % 3)
     target = np.array(ds['target'])
-    p = np.clip(np.abs(target-(rng.random(target.shape) < 1-right))*.6+.2+rng.normal(0, .05, target.shape), 0, 1).astype(np.float32)
-    return pd.DataFrame(dict(corpus=corpus, id=ds['id'], label=y, label_dist=ds['label_dist'], target=list(target), label_prob=list(np.eye(3)[said]*.7+.1), target_prob=list(p)))
+    p = np.clip(
+        np.abs(target - (rng.random(target.shape) < 1 - right)) * 0.6 + 0.2 + rng.normal(0, 0.05, target.shape), 0, 1
+    ).astype(np.float32)
+    return pd.DataFrame(
+        dict(
+            corpus=corpus,
+            id=ds['id'],
+            label=y,
+            label_dist=ds['label_dist'],
+            target=list(target),
+            label_prob=list(np.eye(3)[said] * 0.7 + 0.1),
+            target_prob=list(p),
+        )
+    )
 
 
 def test_intervals_are_those_of_a_plain_loop():
-    a, b = predicted(0), predicted(1, .85)
+    a, b = predicted(0), predicted(1, 0.85)
     W, n = resamples(len(a), 200, 0), len(a)
     ya, yb = (np.stack(t.label_prob).argmax(1) for t in (a, b))
     drawn = []
     for w in W.astype(int):
         i = np.repeat(np.arange(n), w)
-        drawn.append(f1_score(a.label[i], yb[i], average='macro')-f1_score(a.label[i], ya[i], average='macro'))
+        drawn.append(f1_score(a.label[i], yb[i], average='macro') - f1_score(a.label[i], ya[i], average='macro'))
     row = compare(a, b, count=200).query("metric == 'macro_f1' and task == 'mini/label'").iloc[0]
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert row.low == pytest.approx(low, abs=1e-6) and row.high == pytest.approx(high, abs=1e-6)
-    p = min(1, 2*(1+min(sum(d <= 0 for d in drawn), sum(d >= 0 for d in drawn)))/201)
-    assert row.p == pytest.approx(p, abs=.02)                       # a draw may be a rounding away from zero
+    p = min(1, 2 * (1 + min(sum(d <= 0 for d in drawn), sum(d >= 0 for d in drawn))) / 201)
+    assert row.p == pytest.approx(p, abs=0.02)  # a draw may be a rounding away from zero
 
 
 def test_accuracy_agrees_with_scipys_bootstrap():
-    a, b = predicted(0), predicted(1, .8)
+    a, b = predicted(0), predicted(1, 0.8)
     right = [(np.stack(t.label_prob).argmax(1) == t.label).to_numpy(float) for t in (a, b)]
-    theirs = bootstrap((right[1]-right[0],), np.mean, method='percentile', n_resamples=4000, random_state=0).confidence_interval
+    theirs = bootstrap(
+        (right[1] - right[0],), np.mean, method='percentile', n_resamples=4000, random_state=0
+    ).confidence_interval
     row = compare(a, b, count=4000).query("metric == 'accuracy'").iloc[0]
-    assert row.low == pytest.approx(theirs.low, abs=.02) and row.high == pytest.approx(theirs.high, abs=.02)
+    assert row.low == pytest.approx(theirs.low, abs=0.02) and row.high == pytest.approx(theirs.high, abs=0.02)
 
 
 def test_a_run_against_itself():
     a = predicted(0)
-    t = compare(a, a.sample(frac=1, random_state=0), count=200)      # in any order
+    t = compare(a, a.sample(frac=1, random_state=0), count=200)  # in any order
     assert (t.difference == 0).all() and (t.p == 1).all() and (t.better == '').all()
 
 
 def test_by_chance_few_differences_look_sure():
     "Two runs of the same quality: p below .05 in about one of twenty cases"
-    y, rng, ps = np.zeros(150), np.random.default_rng(0), []
+    rng, ps = np.random.default_rng(0), []
     for _ in range(120):
-        a, b = (rng.random(150) < .7 for _ in range(2))
-        f, g = ({'accuracy': (lambda W, v=v.astype(np.float32): W @ v/W.sum(1))} for v in (a, b))
+        a, b = (rng.random(150) < 0.7 for _ in range(2))
+        f, g = ({'accuracy': (lambda W, v=v.astype(np.float32): W @ v / W.sum(1))} for v in (a, b))
         ps.append(paired_bootstrap(f, g, 150, 400, seed=int(rng.integers(1e6))).p[0])
-    assert .0 <= np.mean(np.array(ps) < .05) < .13
+    assert 0.0 <= np.mean(np.array(ps) < 0.05) < 0.13
 
 
 def test_corrected_values_are_benjamini_and_hochbergs():
-    t = compare(predicted(0), predicted(1, .8), count=300)
+    t = compare(predicted(0), predicted(1, 0.8), count=300)
     p, n = t.p.to_numpy(), len(t)
     order = np.argsort(p)
     by_hand = np.empty(n)
-    low = 1.
-    for rank, i in reversed(list(enumerate(order, 1))): low = min(low, p[i]*n/rank); by_hand[i] = low
+    low = 1.0
+    for rank, i in reversed(list(enumerate(order, 1))):
+        low = min(low, p[i] * n / rank)
+        by_hand[i] = low
     np.testing.assert_allclose(t.corrected, by_hand)
 
 
 def test_mcnemar_by_hand():
-    assert mcnemar([1]*5, [1]*5) == (0, 0, 1.)
-    only_a, only_b, p = mcnemar([1]*8+[0]*1+[1]*20, [0]*8+[1]*1+[1]*20)
-    assert (only_a, only_b) == (8, 1) and p == pytest.approx(2*10/2**9)
+    assert mcnemar([1] * 5, [1] * 5) == (0, 0, 1.0)
+    only_a, only_b, p = mcnemar([1] * 8 + [0] * 1 + [1] * 20, [0] * 8 + [1] * 1 + [1] * 20)
+    assert (only_a, only_b) == (8, 1) and p == pytest.approx(2 * 10 / 2**9)
 
 
 def test_what_cannot_be_compared():
     a = predicted(0)
-    with pytest.raises(HatenbError, match='same posts') as e: compare(a, a.drop(index=3), count=10)
+    with pytest.raises(HatenbError, match='same posts') as e:
+        compare(a, a.drop(index=3), count=10)
     assert f"mini/{a.id[3]}" in str(e.value)
-    with pytest.raises(HatenbError, match='share no task'): compare(a.drop(columns=['target_prob']), a.drop(columns=['label_prob']), count=10)
-    with pytest.raises(HatenbError, match='there twice'): compare(a, pd.concat([a, a.iloc[:1]]), count=10)
+    with pytest.raises(HatenbError, match='share no task'):
+        compare(a.drop(columns=['target_prob']), a.drop(columns=['label_prob']), count=10)
+    with pytest.raises(HatenbError, match='there twice'):
+        compare(a, pd.concat([a, a.iloc[:1]]), count=10)
 
 
 def test_all_shared_metrics_of_all_tasks():
-    a, b = predicted(0), predicted(1, .85)
+    a, b = predicted(0), predicted(1, 0.85)
     t = compare(a, b, count=300)
     shared = {(task, m) for task, found in task_statistics(a).items() for m in found[1]}
-    assert {(task, m) for task, m in zip(t.task, t.metric)} <= shared and shared-set(zip(t.task, t.metric)) == {
-        (task, m) for task, m in shared if not np.isfinite(task_statistics(a)[task][1][m](np.ones((1, len(a)))))}       # only what has no value is left out
+    assert {(task, m) for task, m in zip(t.task, t.metric)} <= shared and shared - set(zip(t.task, t.metric)) == {
+        (task, m) for task, m in shared if not np.isfinite(task_statistics(a)[task][1][m](np.ones((1, len(a)))))
+    }  # only what has no value is left out
     assert {'ece', 'brier', 'vote_jsd', 'accuracy_split', 'macro_f1_ten'} <= set(t.metric)
     assert ((t.low <= t.difference) & (t.difference <= t.high)).all()
-    alone = compare(a.drop(columns='label_prob'), b.drop(columns='label_prob'), count=300)         # the same draws, however many tasks there are
+    alone = compare(
+        a.drop(columns='label_prob'), b.drop(columns='label_prob'), count=300
+    )  # the same draws, however many tasks there are
     both = t[t.task == 'mini/target'].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone[['metric', 'low', 'high', 'p']], both[['metric', 'low', 'high', 'p']])
 
 
 def test_corpora_are_resampled_apart():
-    a, b = (pd.concat([predicted(s, r), predicted(s+5, r).assign(corpus='hatexplain')], ignore_index=True) for s, r in ((0, .7), (1, .85)))
+    a, b = (
+        pd.concat([predicted(s, r), predicted(s + 5, r).assign(corpus='hatexplain')], ignore_index=True)
+        for s, r in ((0, 0.7), (1, 0.85))
+    )
     t = compare(a, b, count=100)
     assert list(dict.fromkeys(t.task)) == ['hatexplain/label', 'hatexplain/target', 'mini/label', 'mini/target']
     one = compare(a[a.corpus == 'hatexplain'], b[b.corpus == 'hatexplain'], count=100)
-    pd.testing.assert_frame_equal(one[['metric', 'a', 'b', 'low', 'high']], t[t.task.str.startswith('hatexplain')].reset_index(drop=True)[['metric', 'a', 'b', 'low', 'high']])
+    pd.testing.assert_frame_equal(
+        one[['metric', 'a', 'b', 'low', 'high']],
+        t[t.task.str.startswith('hatexplain')].reset_index(drop=True)[['metric', 'a', 'b', 'low', 'high']],
+    )
 
 
 # ---- several seeds
 
+
 def test_seeds_and_posts_are_drawn_as_the_exact_distribution_says():
     "Two seeds and two posts: all sixteen pairs of draws are enumerated"
-    right = np.array([[[1., 0.], [0., 0.]], [[1., 1.], [0., 1.]]])           # side, seed, post
+    right = np.array([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]]])  # side, seed, post
     sides = [[{'accuracy': mean_of(p)} for p in side] for side in right]
-    d = right[1]-right[0]
+    d = right[1] - right[0]
     exact = [d[np.ix_(s, p)].mean() for s in np.ndindex(2, 2) for p in np.ndindex(2, 2)]
     found = paired_draws(*sides, 2, 40_000)['accuracy']
     assert (found.a, found.b) == (right[0].mean(), right[1].mean())
     values, often = np.unique(found.differences().round(6), return_counts=True)
     want, times = np.unique(np.round(exact, 6), return_counts=True)
     assert values.tolist() == want.tolist()
-    np.testing.assert_allclose(often/40_000, times/16, atol=.015)
+    np.testing.assert_allclose(often / 40_000, times / 16, atol=0.015)
 
 
 def test_one_seed_is_the_plain_bootstrap_and_equal_seeds_add_nothing():
-    a, b = predicted(0), predicted(1, .85)
+    a, b = predicted(0), predicted(1, 0.85)
     one = compare(a, b, count=200)
-    for n in (1, 3): pd.testing.assert_frame_equal(compare([a]*n, [b]*n, count=200).drop(columns='mcnemar'), one.drop(columns='mcnemar'), rtol=1e-5)
+    for n in (1, 3):
+        pd.testing.assert_frame_equal(
+            compare([a] * n, [b] * n, count=200).drop(columns='mcnemar'), one.drop(columns='mcnemar'), rtol=1e-5
+        )
     assert (drawn_seeds(1, 5) == 1).all() and np.allclose(drawn_seeds(4, 50).sum(1), 1)
-    with pytest.raises(HatenbError, match='2 runs stand against 1'): compare([a, a], [b])
+    with pytest.raises(HatenbError, match='2 runs stand against 1'):
+        compare([a, a], [b])
 
 
 def test_equivalence_is_two_one_sided_tests():
     "By the normal approximation: means of 4,000 differences with a known standard error"
     from scipy.stats import norm
-    for shift in (0., .005, .02):
-        x = np.random.default_rng(0).normal(0, .3, 4000)
-        x += shift-x.mean()
+
+    for shift in (0.0, 0.005, 0.02):
+        x = np.random.default_rng(0).normal(0, 0.3, 4000)
+        x += shift - x.mean()
         row = paired_bootstrap({'m': mean_of(np.zeros(4000))}, {'m': mean_of(x)}, 4000, 4000).iloc[0]
-        se = x.std()/4000**.5
-        want = max(norm.cdf(-(shift+.01)/se), norm.cdf((shift-.01)/se))
-        assert row.equivalence == pytest.approx(want, abs=.03), shift
+        se = x.std() / 4000**0.5
+        want = max(norm.cdf(-(shift + 0.01) / se), norm.cdf((shift - 0.01) / se))
+        assert row.equivalence == pytest.approx(want, abs=0.03), shift
     same = paired_bootstrap({'m': mean_of(x)}, {'m': mean_of(x)}, 4000, 200)
-    assert same.equivalence[0] == pytest.approx(1/201) and same.p[0] == 1
+    assert same.equivalence[0] == pytest.approx(1 / 201) and same.p[0] == 1
 
 
 def test_the_mean_relative_gain_and_its_interval():
-    a, b = [predicted(s) for s in (0, 1)], [predicted(s, .85) for s in (2, 3)]
+    a, b = [predicted(s) for s in (0, 1)], [predicted(s, 0.85) for s in (2, 3)]
     row = compare_gain(a, b, count=300).iloc[0]
     t = compare(a, b, count=300, main=True)
-    assert set(t.metric) == {'macro_f1'} and row.difference == pytest.approx(((t.b-t.a)/t.a).mean()) and row.low < row.difference < row.high
+    assert (
+        set(t.metric) == {'macro_f1'}
+        and row.difference == pytest.approx(((t.b - t.a) / t.a).mean())
+        and row.low < row.difference < row.high
+    )
     plain = mean_relative_gain(evaluate(b[0], 0), evaluate(a[0], 0))['mean']
     assert compare_gain(a[0], b[0], count=50).difference[0] == pytest.approx(plain)
 
 
 def test_a_planned_family_is_corrected_together():
-    base = pd.DataFrame(dict(task='mini/label', metric='macro_f1', difference=.1, better='b'), index=range(1))
-    found = {n: base.assign(p=p, equivalence=e) for n, p, e in (('x', .01, .9), ('y', .04, .01), ('z', .9, .5))}
+    base = pd.DataFrame(dict(task='mini/label', metric='macro_f1', difference=0.1, better='b'), index=range(1))
+    found = {n: base.assign(p=p, equivalence=e) for n, p, e in (('x', 0.01, 0.9), ('y', 0.04, 0.01), ('z', 0.9, 0.5))}
     t = planned_family(found)
-    assert t.corrected.tolist() == pytest.approx([.03, .06, .9]) and t.equivalence_corrected.tolist() == pytest.approx([.9, .03, .75])
+    assert t.corrected.tolist() == pytest.approx(
+        [0.03, 0.06, 0.9]
+    ) and t.equivalence_corrected.tolist() == pytest.approx([0.9, 0.03, 0.75])
     assert t.finding.tolist() == ['better', 'equivalent', 'open']
 
 
 def test_mean_and_deviation_over_seeds(tmp_path):
-    records = [run(RunConfig(('mini/label', 'mini/target'), baseline=m, seed=s), tmp_path) for m in ('tfidf', 'majority') for s in (0, 1, 2)]
+    records = [
+        run(RunConfig(('mini/label', 'mini/target'), baseline=m, seed=s), tmp_path)
+        for m in ('tfidf', 'majority')
+        for s in (0, 1, 2)
+    ]
     groups = seed_groups(records)
-    assert [[r['config']['seed'] for r in g] for g in groups] == [[0, 1, 2]]*2
+    assert [[r['config']['seed'] for r in g] for g in groups] == [[0, 1, 2]] * 2
     t = over_seeds(groups[0])
     f1 = [r['metrics']['test']['mini/label']['macro_f1']['value'] for r in groups[0]]
-    assert t.loc[('mini/label', 'macro_f1'), 'mean'] == pytest.approx(np.mean(f1)) and t.loc[('mini/label', 'macro_f1'), 'sd'] == pytest.approx(np.std(f1, ddof=1))
+    assert t.loc[('mini/label', 'macro_f1'), 'mean'] == pytest.approx(np.mean(f1)) and t.loc[
+        ('mini/label', 'macro_f1'), 'sd'
+    ] == pytest.approx(np.std(f1, ddof=1))
     assert (t.seeds == 3).all() and ('mini/label', 'gmb_bpsn') not in t.index and ('mini/target', 'brier') in t.index
     assert over_seeds(groups[0][:1]).sd.isna().all()
-    with pytest.raises(HatenbError, match='2 configs'): over_seeds(records)
-    with pytest.raises(HatenbError, match='twice'): over_seeds([records[0], records[0]])
+    with pytest.raises(HatenbError, match='2 configs'):
+        over_seeds(records)
+    with pytest.raises(HatenbError, match='twice'):
+        over_seeds([records[0], records[0]])
 
 
 def test_the_command(tmp_path):
-    folders = [tmp_path/'runs'/run(RunConfig(('mini/label', 'mini/target'), baseline=m), tmp_path/'runs')['name'] for m in ('majority', 'tfidf')]
-    def command(*args): return subprocess.run([sys.executable, '-c', 'from hatenb.cli import main; main()', 'compare', *map(str, args)], capture_output=True, text=True, env={**os.environ, 'HATENB_QUIET': '1'})
-    done = command(*folders, '--resamples', 200, '--out', tmp_path/'t.csv')
+    folders = [
+        tmp_path / 'runs' / run(RunConfig(('mini/label', 'mini/target'), baseline=m), tmp_path / 'runs')['name']
+        for m in ('majority', 'tfidf')
+    ]
+
+    def command(*args):
+        return subprocess.run(
+            [sys.executable, '-c', 'from hatenb.cli import main; main()', 'compare', *map(str, args)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, 'HATENB_QUIET': '1'},
+        )
+
+    done = command(*folders, '--resamples', 200, '--out', tmp_path / 't.csv')
     assert done.returncode == 0, done.stderr[-2000:]
-    t = pd.read_csv(tmp_path/'t.csv')
+    t = pd.read_csv(tmp_path / 't.csv')
     assert folders[1].name in done.stdout and 'mini/label macro F1 ↑' in done.stdout and '*' in done.stdout
     assert set(t.task) == {'mini/label', 'mini/target'} and (t[t.metric == 'macro_f1'].better == 'b').all()
-    failed = command(folders[0], tmp_path/'nowhere')
+    failed = command(folders[0], tmp_path / 'nowhere')
     assert failed.returncode == 1 and 'the file is missing' in failed.stderr and 'Traceback' not in failed.stderr

@@ -93,12 +93,12 @@ def test_another_process_predicts_the_same(runs):
 
 
 @pytest.mark.parametrize('quantization', ['none', 'nf4', 'int8'])
-@pytest.mark.parametrize('name', [n for n, c in RUNS.items() if c.quantization == 'none' and c.strategy_options.get('weights') != 'search'])
+@pytest.mark.parametrize('name', [n for n, c in RUNS.items() if c.quantization == 'none' and c.strategy_options.get('coefficients') != 'search'])
 def test_training_leaves_the_rest_bit_identical(runs, name, quantization):
     c = dataclasses.replace(RUNS[name], quantization=quantization)
     encoder = run_encoder(c, 'cpu', source_folders(c, runs))
     corpora = run_corpora(c, encoder.tokenizer)
-    model = run_model(c, encoder, {k: frequencies(d['train']) for k, d in corpora.items()}, source_folders(c, runs))
+    model = run_model(c, encoder, {k: count_answers(d['train'], k) for k, d in corpora.items()}, source_folders(c, runs))
     learning = set(encoder.trainable())
     before = {k: tensor_digest({k: v}) for k, v in encoder.tensors().items()}
     posts = {k: Posts(d['train'], k, encoder.tokenizer.pad_token_id) for k, d in corpora.items()}
@@ -112,10 +112,10 @@ def test_training_leaves_the_rest_bit_identical(runs, name, quantization):
 def test_searched_weights_are_the_best_that_were_tried(runs):
     record = run(RUNS['merge, weights searched'], runs)
     search, validation = record['search'], record['metrics']['validation']
-    assert len(search['tries']) == 4 and search['tries'][0]['weights'] == [1, 1, 1]
+    assert len(search['tries']) == 4 and search['tries'][0]['coefficients'] == [1, 1, 1]
     assert search['best']['score'] == max(t['score'] for t in search['tries'])
     assert search['best']['score'] == pytest.approx(np.mean(list(main_metrics(validation).values())))   # what is kept is what was scored
-    given = config('merge', 'lora', strategy_options=dict(weights=search['best']['weights'], rank=2))
+    given = config('merge', 'lora', strategy_options=dict(coefficients=search['best']['coefficients'], rank=2))
     for task, values in run(given, runs)['metrics']['test'].items():
         for m, v in values.items():
             if isinstance(v, dict) and 'value' in v: assert v['value'] == record['metrics']['test'][task][m]['value']
@@ -142,8 +142,8 @@ def test_routes_agree_with_the_librarys_parallel_block(method='seq_bn'):
         encoder.add(n, method)
         for v in encoder.adapter_parameters(n).values(): v.data += .05*torch.randn(v.shape)
     corpus = encoded_corpus('mini', encoder.tokenizer)
-    posts, counted = Posts(corpus['train'], 'mini', encoder.tokenizer.pad_token_id), frequencies(corpus['train'])
-    strategy = make_strategy('parallel', TASKS, dict(learn='nothing'))
+    posts, counted = Posts(corpus['train'], 'mini', encoder.tokenizer.pad_token_id), count_answers(corpus['train'], 'mini')
+    strategy = make_strategy('parallel', TASKS, options=dict(learn='nothing'))
     model = strategy_model(strategy, encoder, [make_head(Task.parse(t), encoder.width, counted) for t in TASKS]).eval()
     batch = collate({'mini': posts}, {'mini': np.arange(6)})
     with torch.no_grad():
@@ -238,9 +238,9 @@ def test_a_study_makes_its_sources_and_uses_them_again(runs, tmp_path):
 def test_refused_configurations():
     with pytest.raises(HatenbError, match='made of finished runs'): RunConfig(TASKS, strategy='merge')
     with pytest.raises(HatenbError, match='not made of other runs'): RunConfig(TASKS, 'lora', sources=('runs/x',))
-    with pytest.raises(HatenbError, match="no option 'rang'"): make_strategy('merge', TASKS, dict(rang=2))
-    with pytest.raises(HatenbError, match='nothing is called'): make_strategy('merge', TASKS, dict(learn='most'))
-    with pytest.raises(HatenbError, match='cannot part at layer 6'): make_strategy('branch', TASKS, dict(layer=6)).build(load_encoder('minilm'), {})
+    with pytest.raises(HatenbError, match="no option 'rang'"): make_strategy('merge', TASKS, options=dict(rang=2))
+    with pytest.raises(HatenbError, match='nothing is called'): make_strategy('merge', TASKS, options=dict(learn='most'))
+    with pytest.raises(HatenbError, match='cannot part at layer 6'): make_strategy('branch', TASKS, options=dict(layer=6)).build(load_encoder('minilm'), {})
     with pytest.raises(HatenbError, match='no layer 9'): load_encoder('minilm').add('a', 'lora', layers=[9])
     with pytest.raises(HatenbError, match='at least two'): load_encoder('minilm').add('a', 'fusion', sources=[])
 

@@ -125,7 +125,7 @@ def to_html(self:Detection,
 def _repr_html_(self:Detection): return page_style + self.to_html(self.reveal)
 
 @patch
-def _repr_html_(self:Detections):
+def _repr_html_(self:Detections):  # noqa: F811
     more = f'<p>… and {len(self)-20} more</p>' if len(self) > 20 else ''
     return ''.join(d._repr_html_() for d in self[:20]) + more
 
