@@ -206,25 +206,33 @@ def _cell(v, interval=True):
 
 def _corpora(rows): return len({c.split()[0].rpartition('/')[0] for c in metric_columns(rows)}) > 1
 
-# %% ../nbs/12_reports.ipynb #fe834517
+# %% ../nbs/12_reports.ipynb #abfa3a23
 def _short(c, v, best):
     "A cell for a terminal"
     if c == 'trainable_parameters' and isinstance(v, (int,float)) and v == v:
         return f'{v/1e6:.2f} M' if v >= 1e5 else f'{v:,.0f}'
     return _cell(v, interval=False) + ('*' if best else ' ' if ' ' in c else '')
 
+def _longest(texts): return max((len(w) for t in texts for w in t.split()), default=1)
+
 def _widths(columns, words, width):
-    "The width of each column: numbers as wide as they are, words in what is left, the first column with the most of it"
-    def _longest(texts): return max((len(w) for t in texts for w in t.split()), default=1)
-    out = {c: max(_longest([c]), max(map(len, cells), default=0)) for c,cells in columns.items()}
-    for c in list(columns)[1:words]: out[c] = _longest([c, *columns[c]])
+    """The width of each column: as wide as it is, if all fit; else headings go on in the next line, and then the first
+    column"""
+    whole = {c: max(len(c), *map(len, cells)) for c,cells in columns.items()}
     first,*others = columns
-    out[first] = min(out[first], width - sum(out[c]+2 for c in others))
-    return out
+    if sum(w+2 for w in whole.values())-2 <= width: return whole
+    out = {c: max(_longest([c]), *map(len, columns[c])) for c in columns}
+    for c in others[:words-1]: out[c] = _longest([c, *columns[c]])
+    return out | {first: min(out[first], width - sum(out[c]+2 for c in others))}
+
+def _fits(columns, words, width):
+    "Whether the first column has the room it needs"
+    first = next(iter(columns))
+    return _widths(columns, words, width)[first] >= min(18, max(map(len, columns[first]), default=1))
 
 def _lines(cells, widths, words):
     "A row of a table as lines: long texts go on in the next, whole words together"
-    parts = [textwrap.wrap(t, w) or [''] for t,w in zip(cells, widths.values())]
+    parts = [textwrap.wrap(t, max(w, 1)) or [''] for t,w in zip(cells, widths.values())]
     def _padded(i, text, w): return text.ljust(w) if i < words else text.rjust(w)
     rows = itertools.zip_longest(*parts, fillvalue='')
     return ['  '.join(_padded(i, t, w) for i,(t,w) in enumerate(zip(row, widths.values()))).rstrip() for row in rows]
@@ -235,16 +243,15 @@ def text_table(
     words:int=1,                 # how many of the first columns are text
 ) -> str:
     "A table in plain text that is no wider than the terminal; columns that do not fit stand in a table below"
-    widths = _widths(columns, words, width)
     first,*others = columns
-    if widths[first] >= 18 or len(others) < 2:
-        rows = [list(columns), *zip(*columns.values())]
+    def _beginning(n): return {c: columns[c] for c in list(columns)[:n]}
+    if _fits(columns, words, width) or len(others) < 2:
+        widths,rows = _widths(columns, words, width),[list(columns), *zip(*columns.values())]
         return '\n'.join(line for r in rows for line in _lines(r, widths, words))
-    def _fits(n): return _widths({c: columns[c] for c in list(columns)[:n]}, words, width)[first] >= 18
-    half = max(filter(_fits, range(words+1, len(columns))), default=max(words, 1+len(others)//2))
+    half = max((n for n in range(2, len(columns)) if _fits(_beginning(n), min(n, words), width)), default=2)
     below = {c: columns[c] for c in [first, *list(columns)[half:]]}
-    above = {c: columns[c] for c in list(columns)[:half]}
-    return f'{text_table(above, width, words)}\n\n{text_table(below, width, 1)}'
+    more = max(1, words-half+1)
+    return f'{text_table(_beginning(half), width, min(half, words))}\n\n{text_table(below, width, more)}'
 
 # %% ../nbs/12_reports.ipynb #58cf5aaf
 def results_text(
