@@ -9,7 +9,7 @@ __version__ = '0.1.0'
 _face = {
     'load_corpus': 'corpora', 'show': 'corpora',
     'Task': 'tasks',
-    'RunConfig': 'runs', 'Study': 'studies', 'run_study': 'studies',
+    'RunConfig': 'runs', 'Run': 'runs', 'make_run': 'making', 'Study': 'studies', 'run_study': 'studies',
     'load_encoder': 'encoder', 'merge_adapters': 'merging',
     'evaluate': 'evaluation', 'compare': 'evaluation',
     'Detector': 'detector',

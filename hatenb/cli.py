@@ -181,7 +181,7 @@ def _study(
     path:Annotated[Path, typer.Argument(help='a study file, e.g. studies/first.toml')],
     publish:Annotated[Optional[Path], typer.Option(help='copy records and predictions here, e.g. results')]=None,
     records_only:Annotated[bool, typer.Option(help='publish without predictions, which take much more room')]=False,
-    workers:Annotated[int, typer.Option(min=1, help='processes at once, each on its share of the cores')]=1,
+    workers:Annotated[int, typer.Option(min=1, help='processes, each on its share of the cores')]=1,
 ):
     "Run what a study is missing, go on with what was cut off, and print its table"
     from hatenb.studies import Study, publish as publish_records, run_study
@@ -189,9 +189,9 @@ def _study(
     records = run_study(study, workers=workers)
     print(_results(records, study.titles))
     for line in _best_on_validation(records): print(line)
-    if publish:
-        places = publish_records(records, publish, not records_only, study)
-        print(f'published {len(places)} records to {publish}')
+    if not publish: return
+    count = len(publish_records(records, publish, not records_only, study))
+    print(f'published {count} records to {publish}')
 
 def _best_on_validation(records):
     "A line for each set of tasks that several runs were trained for"
