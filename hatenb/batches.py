@@ -7,17 +7,17 @@ Docs: https://hatenb.github.io/hatenb/batches.html.md"""
 # %% auto #0
 __all__ = ['align', 'encode', 'encoded_corpus', 'truncation', 'Ragged', 'gold_forms_of', 'Posts', 'take', 'Sampling', 'draws',
            'shares', 'epoch_batches', 'padding_share', 'round_up', 'collate', 'shard', 'sorted_batches', 'mask_tokens',
-           'misspelt', 'augmented', 'read_lexicon', 'lexicon_features']
+           'misspelt', 'augmented', 'lexicon_features']
 
 # %% ../nbs/03_batches.ipynb #8e3ee0b8
-import csv, json, os, shutil
+import json, os, shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 # %% ../nbs/03_batches.ipynb #0f4a17e2
 from .core import HatenbError, derive_seed, digest, quiet, settings
 from .corpora import corpora, corpus_checksum, gc_paused, load_corpus
 from .kinds import kind_of, tokens_to_words, words_to_tokens  # noqa: F401
+from .pretokenize import read_lexicon  # noqa: F401
 
 # %% ../nbs/03_batches.ipynb #dfbd7d34
 import numpy as np, pyarrow as pa, torch
@@ -376,24 +376,6 @@ def augmented(
     return Dataset.from_list(rows, features=train.features)
 
 # %% ../nbs/03_batches.ipynb #f6901ed8
-def read_lexicon(
-    path:str|Path, # CSV with the columns term and, if wanted, category
-) -> tuple[dict[tuple[str,...],int], list[str]]: # term as words → category's index; the categories
-    "Read a lexicon; `HatenbError` names the line that is wrong"
-    try:
-        with open(path, encoding='utf-8', newline='') as f: rows = list(csv.DictReader(f))
-    except FileNotFoundError:
-        raise HatenbError('there is no such lexicon', path, 'Name a CSV file with a column `term`.') from None
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise HatenbError(f'the lexicon cannot be read: {e}', path, 'Save it as UTF-8.') from None
-    if not rows or 'term' not in rows[0]:
-        raise HatenbError('the lexicon has no column `term`, or no row', path, 'Begin with a line `term,category`.')
-    for i,r in enumerate(rows):
-        if not (r['term'] or '').split():
-            raise HatenbError('the term is empty', f'{path}, line {i+2}', 'Mend or remove the line.')
-    categories = sorted({r.get('category') or '' for r in rows})
-    return {tuple(r['term'].lower().split()): categories.index(r.get('category') or '') for r in rows}, categories
-
 def lexicon_features(
     posts:list[list[str]], # words of each post
     lexicon:tuple,         # as `read_lexicon` gives it

@@ -12,7 +12,7 @@ from hatenb.composing import adapter_name, make_strategy, strategy_model
 from hatenb.core import HatenbError
 from hatenb.kinds import count_answers, make_head
 from hatenb.encoder import load_encoder, tensor_digest
-from hatenb.evaluation import evaluate, join_predictions, load_predictions, main_metrics
+from hatenb.evaluation import evaluate, join_predictions, load_predictions, watched_metrics
 from hatenb.tasks import Task, partitions
 from hatenb.making import make_run as run, run_corpora, run_encoder
 from hatenb.runs import Run, RunConfig, run_model, run_strategy, source_folders
@@ -97,6 +97,7 @@ def test_another_process_predicts_the_same(runs):
                                   'parallel, finished ones', 'stack'])
 def test_training_leaves_the_rest_bit_identical(runs, name):
     c = RUNS[name]
+    run(c, runs)   # makes its sources
     encoder = run_encoder(c, 'cpu', source_folders(c, runs))
     corpora = run_corpora(c, encoder.tokenizer)
     model = run_model(c, encoder, {k: count_answers(d['train'], k) for k, d in corpora.items()}, source_folders(c, runs))
@@ -115,7 +116,7 @@ def test_searched_weights_are_the_best_that_were_tried(runs):
     search, validation = record['notes']['search'], record['metrics']['validation']
     assert len(search['tries']) == 4 and search['tries'][0]['coefficients'] == [1, 1, 1]
     assert search['best']['score'] == max(t['score'] for t in search['tries'])
-    assert search['best']['score'] == pytest.approx(np.mean(list(main_metrics(validation).values())))   # what is kept is what was scored
+    assert search['best']['score'] == pytest.approx(np.mean(list(watched_metrics(validation).values())))   # what is kept is what was scored
     given = config('merge', 'lora', strategy_options=dict(coefficients=search['best']['coefficients'], rank=2))
     for task, values in run(given, runs)['metrics']['test'].items():
         for m, v in values.items():

@@ -74,7 +74,8 @@ def export_graph(
         finally: logging.disable(logging.NOTSET)
 
 # %% ../../nbs/detector/03_bundle.ipynb #62d8886e
-_kept = ('id','name','config','metrics','corpora','chosen','cost','adapters','frequencies','counted','lexicon','sources',
+_kept = ('id','name','config','metrics','corpora','chosen','cost','adapters','counted','lexicon',
+         'sources',
          'provenance')   # of a record
 
 def save_bundle(

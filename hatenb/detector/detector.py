@@ -30,7 +30,8 @@ from ..runs import Run, RunConfig, load_model, read_tensors
 from ..model import Model
 
 # %% ../../nbs/detector/02_detector.ipynb #917ad8fe
-from .runtime import (Answerer, AskedQuestion, AskedTask, Graph, Manifest, Pass, bundle_parts, find_bundle,
+from .runtime import (Answerer, AskedQuestion, AskedTask, Graph, Manifest, Pass, bundle_parts,
+                                     find_bundle,
                                      graph_passes, onnx_logits, read_manifest)
 
 # %% ../../nbs/detector/02_detector.ipynb #c0d87c97
@@ -190,7 +191,7 @@ def _learned(model):
 def run_parts(
     run:Run,
 ) -> dict[str,Run]: # folder below the bundle → run
-    "The runs whose models a run predicts with: itself, or those that it joins; raises `HatenbError` if one is not there"
+    "The runs whose models a run predicts with: itself, or those that it joins; raises `HatenbError` if one lacks"
     return {'' if p.folder == run.folder else f'parts/{p.name}': p for p in run.parts()}
 
 def load_graphs(
@@ -311,7 +312,8 @@ _again = 'Make the bundle again, or fetch it again.'
 def _tried_out(g):
     "The graph, asked once, about as long a post as it takes"
     shape = 1,g.graph.max_length
-    batch = dict(input_ids=np.full(shape, g.graph.pad), attention_mask=np.ones(shape, int), token_word=np.zeros(shape, int))
+    batch = dict(input_ids=np.full(shape, g.graph.pad), attention_mask=np.ones(shape, int),
+                 token_word=np.zeros(shape, int))
     if g.rest['lexicon'] is not None: batch['extra'] = np.zeros((1, len(g.rest['lexicon'][1])), np.float32)
     g.rest['logits'](batch)
     return g
