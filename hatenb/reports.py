@@ -16,12 +16,9 @@ import base64, collections, html, io, itertools, textwrap
 from pathlib import Path
 from typing import Callable
 
-# %% ../nbs/12_reports.ipynb #f1af8737
+# %% ../nbs/12_reports.ipynb #23e7a7e3
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 # %% ../nbs/12_reports.ipynb #e18e662a
 from .baselines import baselines
@@ -36,7 +33,7 @@ from .runs import RunConfig, flat_settings, strategy_of
 from .studies import validation_score
 from .tasks import Task, question_of
 
-# %% ../nbs/12_reports.ipynb #e9870f3a
+# %% ../nbs/12_reports.ipynb #42a4a397
 def main_only(task:str) -> list[str]:
     "The metric that stands for a task"
     return [kind_of(question_of(task)).main]
@@ -139,7 +136,7 @@ def _measured(values, task, shown):
     found = {f'{task} {m}': values.get(m) for m in shown(task)}
     return {k: (v['value'], v['low'], v['high']) for k,v in found.items() if v and v['value'] is not None}
 
-# %% ../nbs/12_reports.ipynb #f0848e07
+# %% ../nbs/12_reports.ipynb #bb9ee720
 def _row(r, name, split, shown):
     "A record as a row"
     if split not in r['metrics']:
@@ -209,28 +206,54 @@ def _cell(v, interval=True):
 
 def _corpora(rows): return len({c.split()[0].rpartition('/')[0] for c in metric_columns(rows)}) > 1
 
-# %% ../nbs/12_reports.ipynb #825e2397
+# %% ../nbs/12_reports.ipynb #abfa3a23
 def _short(c, v, best):
     "A cell for a terminal"
     if c == 'trainable_parameters' and isinstance(v, (int,float)) and v == v:
         return f'{v/1e6:.2f} M' if v >= 1e5 else f'{v:,.0f}'
     return _cell(v, interval=False) + ('*' if best else ' ' if ' ' in c else '')
 
+def _longest(texts): return max((len(w) for t in texts for w in t.split()), default=1)
+
+def _widths(columns, words, width):
+    """The width of each column: as wide as it is, if all fit; else headings go on in the next line, and then the first
+    column"""
+    whole = {c: max(len(c), *map(len, cells)) for c,cells in columns.items()}
+    first,*others = columns
+    if sum(w+2 for w in whole.values())-2 <= width: return whole
+    out = {c: max(_longest([c]), *map(len, columns[c])) for c in columns}
+    for c in others[:words-1]: out[c] = _longest([c, *columns[c]])
+    return out | {first: min(out[first], width - sum(out[c]+2 for c in others))}
+
+def _fits(columns, words, width):
+    "Whether the first column has the room it needs"
+    first = next(iter(columns))
+    return _widths(columns, words, width)[first] >= min(18, max(map(len, columns[first]), default=1))
+
+def _lines(cells, widths, words):
+    "A row of a table as lines: long texts go on in the next, whole words together"
+    parts = [textwrap.wrap(t, max(w, 1)) or [''] for t,w in zip(cells, widths.values())]
+    def _padded(i, text, w): return text.ljust(w) if i < words else text.rjust(w)
+    rows = itertools.zip_longest(*parts, fillvalue='')
+    return ['  '.join(_padded(i, t, w) for i,(t,w) in enumerate(zip(row, widths.values()))).rstrip() for row in rows]
+
 def text_table(
     columns:dict[str,list[str]], # heading → cells
     width:int=100,               # of the terminal
-    words:int=1,                 # how many of the first columns are text, and are wrapped where they are long
+    words:int=1,                 # how many of the first columns are text
 ) -> str:
-    "A table in plain text that is no wider than the terminal"
-    t = Table(box=None, pad_edge=False, header_style='')
-    for i,c in enumerate(columns):
-        t.add_column(c, justify='left' if i < words else 'right', overflow='fold', min_width=None if i else 18)
-    for row in zip(*columns.values()): t.add_row(*map(escape, row))
-    out = Console(file=io.StringIO(), width=width, color_system=None)
-    out.print(t)
-    return '\n'.join(line.rstrip() for line in out.file.getvalue().splitlines())
+    "A table in plain text that is no wider than the terminal; columns that do not fit stand in a table below"
+    first,*others = columns
+    def _beginning(n): return {c: columns[c] for c in list(columns)[:n]}
+    if _fits(columns, words, width) or len(others) < 2:
+        widths,rows = _widths(columns, words, width),[list(columns), *zip(*columns.values())]
+        return '\n'.join(line for r in rows for line in _lines(r, widths, words))
+    half = max((n for n in range(2, len(columns)) if _fits(_beginning(n), min(n, words), width)), default=2)
+    below = {c: columns[c] for c in [first, *list(columns)[half:]]}
+    more = max(1, words-half+1)
+    return f'{text_table(_beginning(half), width, min(half, words))}\n\n{text_table(below, width, more)}'
 
-# %% ../nbs/12_reports.ipynb #b8317bf1
+# %% ../nbs/12_reports.ipynb #6ea2a469
 def results_text(
     records:list[dict],
     split:str='test',
@@ -240,7 +263,9 @@ def results_text(
 ) -> str:
     "The table for a terminal, * at the best"
     rows = results_rows(records, split, shown, titles)
-    several,out = _corpora(rows),{}
+    tasks = {c.split()[0].rpartition('/')[2]: c.split()[0] for c in metric_columns(rows)}
+    several = len(tasks) < len({c.split()[0] for c in metric_columns(rows)})    # two corpora ask the same
+    out = {}
     for c in rows:
         best = best_of(rows, c) if ' ' in c else [False]*len(rows)
         out[_title(c, several)] = [_short(c, v, b) for v,b in zip(rows[c], best)]
@@ -330,7 +355,7 @@ def metrics_html(records:list[dict], split:str='test') -> str:
     rows = results_rows(records, split, everything)
     return ''.join(_task_metrics(rows, t) for t in dict.fromkeys(c.split()[0] for c in metric_columns(rows)))
 
-# %% ../nbs/12_reports.ipynb #d45d59b0
+# %% ../nbs/12_reports.ipynb #dfccf116
 def comparison_text(
     table:pd.DataFrame, # as `hatenb.evaluation.compare` gives it
     first:str='a',      # what the runs are called
@@ -444,7 +469,7 @@ def strategy_style(record:dict) -> dict: # color, marker
     strategy = 'published' if 'published' in record else strategy_of(record['config'])
     return strategy_styles.get(strategy, dict(color='#444444', marker='h'))
 
-# %% ../nbs/12_reports.ipynb #208cd777
+# %% ../nbs/12_reports.ipynb #930aeffc
 _page = 7          # inches: what a page shows without making it smaller, so that text of 8 points is 11 pixels high
 
 def _main_columns(rows): return [c for c in metric_columns(rows) if c.split()[1] in main_only(c.split()[0])]

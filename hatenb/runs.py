@@ -84,8 +84,7 @@ def check_type(
 ):
     "Raises `HatenbError` with the place unless `value` is of that type"
     origin,args = typing.get_origin(kind),typing.get_args(kind)
-    if dataclasses.is_dataclass(kind): return None if isinstance(value, kind) else _refuse(value, dict, place)
-    if kind is Any: return
+    if kind is Any or dataclasses.is_dataclass(kind): return
     if origin in (types.UnionType, typing.Union): return _check_members(value, args, place)
     if typing.is_typeddict(kind): return _check_table(value, kind, place)
     _check_plain(value, origin or kind, place)
@@ -170,9 +169,7 @@ def _from_dict(cls, d, place):
         raise HatenbError(f'unknown key {unknown[0]!r}', place, f'Known: {", ".join(known)}.')
     for k,v in d.items(): check_type(v, known[k], f'{place}, {k}')
     try: return cls(**d)
-    except HatenbError as e:
-        if e.place: raise
-        raise HatenbError(e.what, place, e.remedy) from None
+    except HatenbError: raise
     except (TypeError, ValueError) as e: raise HatenbError(str(e), place, f'Known keys: {", ".join(known)}.') from None
 
 # %% ../nbs/10_runs.ipynb #e6035d97

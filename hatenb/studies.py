@@ -131,7 +131,7 @@ def _configs(base, r, place):
     if not 0 < r.get('draws', 1) <= _most_runs:
         raise HatenbError(f'draws = {r["draws"]}', place, f'Take 1 to {_most_runs}.')
     try: found = list(itertools.islice(_expand_run(base, r), _most_runs+1))
-    except HatenbError as e: raise HatenbError(e.what, e.place or place, e.remedy) from None
+    except HatenbError: raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as e:
         raise HatenbError(f'no runs can be made of this: {e!r}', place,
                           'Look at its lists, ranges and sources.') from None

@@ -100,7 +100,7 @@ def test_wheel_works_where_there_is_no_repository(wheel, tmp_path):
     assert where.startswith(str(site))
     assert 'report' in hatenb('--help')
     assert 'shipped with hatenb' in hatenb('corpora')
-    assert 'macro F1' in hatenb('run', 'mini/label', '--method', 'tfidf')
+    assert 'macro F1' in hatenb('run', 'mini/label', '--baseline', 'tfidf')
     assert list((work/'runs').glob('*/record.json'))
 
 
