@@ -9,7 +9,7 @@ __all__ = ['text_question', 'corpora', 'Question', 'RemoteFile', 'github_file', 
            'locate', 'fetch', 'check_answers', 'load_corpus', 'corpus_checksum', 'posts_of_corpus', 'corpora_table']
 
 # %% ../../nbs/corpora/00_registry.ipynb #75039309
-import hashlib, os
+import difflib, hashlib, os
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -90,8 +90,10 @@ class Corpus:
         "The question of that name. Raises `HatenbError` if the corpus cannot be asked it"
         found = next((q for q in self.questions if q.name == name), None)
         if found is None:
-            known = ', '.join(q.name for q in self.questions)
-            raise HatenbError(f'the corpus {self.name} has no question {name!r}', 'tasks', f'It can be asked: {known}.')
+            names = [q.name for q in self.questions]
+            near = ''.join(f'; did you mean {n!r}?' for n in difflib.get_close_matches(name, names, 1))
+            raise HatenbError(f'the corpus {self.name} has no question {name!r}{near}', 'tasks',
+                              f'It can be asked: {", ".join(names)}.')
         return found
 
 # %% ../../nbs/corpora/00_registry.ipynb #07cc2e60
