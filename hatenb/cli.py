@@ -328,11 +328,8 @@ def _open(place, onnx=False):
     "The detector of a run, of a bundle or of a name on the hub; raises `HatenbError` if there is none"
     from hatenb.detector import Detector
     if (folder := _finished_run(place)) is None:
-        detector = Detector.from_pretrained(place, backend='onnx' if onnx else 'torch')
-        print(f'bundle: {detector.folder}', file=sys.stderr)
-        return detector
+        return Detector.from_pretrained(place, backend='onnx' if onnx else 'torch')
     if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle … --onnx int8`.')
-    print(f'run: {folder}', file=sys.stderr)
     return Detector.from_run(folder)
 
 def _finished_run(place):
