@@ -195,6 +195,13 @@ def _resampled(found, n, n_boot, seed, cells):
         for m,f in found.items(): out[m].append(f(W))
     return out
 
+def _interval(draws, value, statistic):
+    "The middle 95 % of the draws; none where no resample gives a value"
+    draws = draws[np.isfinite(draws)]
+    if not len(draws): return None, None
+    low,high = np.percentile(recentred(draws, value, statistic), [2.5, 97.5]).tolist()
+    return max(low, 0.) if getattr(statistic, 'biased', False) else low, high
+
 def estimates(
     found:dict[str,Statistic], # metric → statistic
     why:dict[str,str],         # metric → why it has no value
@@ -213,7 +220,6 @@ def estimates(
             continue
         low = high = None
         if n_boot:
-            low,high = np.nanpercentile(recentred(np.concatenate(draws[m]), value, found[m]), [2.5, 97.5]).tolist()
-            if getattr(found[m], 'biased', False): low = max(low, 0.)
+            low,high = _interval(np.concatenate(draws[m]), value, found[m])
         out[m] = dict(value=value, low=low, high=high, n=getattr(found[m], 'n', n))
     return out

@@ -8,6 +8,8 @@ Docs: https://hatenb.github.io/hatenb/watching.html.md"""
 __all__ = ['meters', 'Meter', 'MulticlassMeter', 'Had', 'MultilabelMeter', 'RegressionMeter', 'watch']
 
 # %% ../nbs/06b_watching.ipynb #39c32603
+import warnings
+
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -93,7 +95,9 @@ class MultilabelMeter(Meter):
         self.metrics['had'].update(gold)
 
     def compute(self):
-        each = self.metrics['average_precision'].compute().reshape(-1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'No positive samples')     # such outputs are left out of the mean
+            each = self.metrics['average_precision'].compute().reshape(-1)
         there = self.metrics['had'].compute() > 0
         part = '' if len(self.head.task.outputs) == len(self.q.outputs) else '_part'
         return {f'average_precision{part}': float(each[there].mean()) if there.any() else 0.}
