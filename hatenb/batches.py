@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from .core import HatenbError, derive_seed, digest, quiet, settings
 from .corpora import corpora, corpus_checksum, gc_paused, load_corpus
 from .kinds import kind_of, tokens_to_words, words_to_tokens  # noqa: F401
-from .pretokenize import read_lexicon  # noqa: F401
+from .pretokenize import lexicon_counts
 
 # %% ../nbs/03_batches.ipynb #dfbd7d34
 import numpy as np, pyarrow as pa, torch
@@ -381,12 +381,4 @@ def lexicon_features(
     lexicon:tuple,         # as `read_lexicon` gives it
 ) -> np.ndarray: # [posts, categories] float32
     "log(1 + how often each category's terms occur)"
-    terms,categories = lexicon
-    lengths = sorted({len(t) for t in terms})
-    out = np.zeros((len(posts), len(categories)), np.float32)
-    for row,words in zip(out, posts):
-        low = [w.lower() for w in words]
-        for n in lengths:
-            for i in range(len(low)-n+1):
-                if (k := terms.get(tuple(low[i:i+n]))) is not None: row[k] += 1
-    return np.log1p(out)
+    return np.log1p(np.array(lexicon_counts(posts, lexicon), np.float32))

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 # %% ../nbs/10b_making.ipynb #f2e47e83
 from .balancing import make_balancer
 from .baselines import baseline_tables
-from .batches import Posts, augmented, encode, encoded_corpus, truncation
+from .batches import Posts, augmented, encode, encoded_corpus, lexicon_features, truncation
 from .composing import adapter_name, fusion_attention
 from .core import (HatenbError, file_sha256, provenance, resolve_device, resolve_dtype,
                          seed_everything,
@@ -31,7 +31,7 @@ from .corpora import corpus_checksum, load_corpus
 from .encoder import Encoder, load_encoder
 from .evaluation import evaluate, join_predictions, save_predictions, watched_metrics
 from .kinds import count_answers, has_gold, make_loss
-from .pretokenize import lexicon_counts, read_lexicon
+from .pretokenize import read_lexicon
 from .regularisers import make_regularisers
 from .runs import (Record, Run, RunConfig, RunFolder, check_record, read_record, run_folder, run_model,
                          run_strategy,
@@ -68,8 +68,7 @@ def run_corpora(config:RunConfig, tokenizer) -> dict:
     return out
 
 def _with_features(ds, lexicon):
-    counts = np.array(lexicon_counts(ds['words'][:], read_lexicon(lexicon)), np.float32)
-    return ds.add_column('extra', np.log1p(counts).tolist())
+    return ds.add_column('extra', lexicon_features(ds['words'][:], read_lexicon(lexicon)).tolist())
 
 def _copies(config, corpus, train, tokenizer):
     "Encoded changed copies of training posts"

@@ -19,14 +19,14 @@ from datasets import Dataset
 
 # %% ../../nbs/asking/02_functional.ipynb #1476ec81
 from ..baselines import baselines
-from ..batches import Posts, align
+from ..batches import Posts, align, lexicon_features
 from ..bootstrap import auc_of, estimates, f1_of, mean_of, subset_of
 from ..core import HatenbError, provenance, resolve_device, settings, write_json
 from ..corpora import Question, corpora, load_corpus
 from ..evaluation import save_predictions
 from ..kinds import has_gold, kind_of
 from ..model import Model
-from ..pretokenize import lexicon_counts, pretokenizers, read_lexicon
+from ..pretokenize import pretokenizers, read_lexicon
 from ..runs import Run
 from ..tasks import Task
 from ..training import predict
@@ -81,9 +81,7 @@ def _encoded_texts(model, corpus, texts, max_length, lexicon):
     words = words_of(texts, corpus)
     ids,token_word,_ = align(words, model.encoder.tokenizer, max_length)
     columns = dict(id=[str(i) for i in range(len(texts))], input_ids=ids, token_word=token_word)
-    if lexicon:
-        counts = np.array(lexicon_counts(words, read_lexicon(lexicon)), np.float32)
-        columns['extra'] = np.log1p(counts).tolist()
+    if lexicon: columns['extra'] = lexicon_features(words, read_lexicon(lexicon)).tolist()
     return Posts(Dataset.from_dict(columns), corpus, model.encoder.tokenizer.pad_token_id)
 
 def model_scores(
