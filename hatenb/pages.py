@@ -19,7 +19,7 @@ import numpy as np, pandas as pd
 # %% ../nbs/12b_pages.ipynb #ea391d86
 from .core import HatenbError
 from .evaluation import main_metrics, metric_of
-from .reports import results_html, strategy_style
+from .reports import results_html, strategy_style, train_part_note
 from .studies import results_folder
 
 # %% ../nbs/12b_pages.ipynb #0cb85cde
@@ -138,11 +138,12 @@ def scores_html(
         kind = ' class="published"' if 'published' in records[0] else ''
         row = ''.join(f'<td class="n">{c}</td>' for c in cells)
         body.append(f'<tr{kind}><th scope="row">{html.escape(name)}{mark}</th>{row}</tr>')
+    made = html.escape(train_part_note([r for rs in rows.values() for r in rs]))
     foot = ''.join(f'<br><sup>{i}</sup> {html.escape(t)}' for i,t in enumerate(notes.values(), 1))
     table = (f'<table><thead><tr><th scope="col"></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>')
     return (f'<figure class="results scores"><figcaption>{html.escape(caption)}</figcaption>'
             f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(caption)}">{table}</div>'
-            f'<small>± half of the 95 % bootstrap interval over posts.{foot}</small></figure>')
+            f'<small>± half of the 95 % bootstrap interval over posts. {made}{foot}</small></figure>')
 
 def _bold(text, best): return f'<b>{text}</b>' if best else text
 

@@ -7,9 +7,8 @@ Docs: https://hatenb.github.io/hatenb/reports.html.md"""
 # %% auto #0
 __all__ = ['tables', 'palette', 'marks', 'strategy_styles', 'main_only', 'quality', 'further', 'everything', 'label_of',
            'strategy_label', 'method_name', 'tasks_name', 'run_names', 'results_rows', 'metric_columns', 'best_of',
-           'text_table', 'results_text', 'results_html', 'metrics_html', 'comparison_text', 'pairs_html',
-           'results_markdown', 'best_by_strategy', 'published_records', 'train_part_note', 'strategy_style',
-           'results_figure', 'trained_tasks', 'curves_figure', 'write_report']
+           'text_table', 'results_text', 'results_html', 'metrics_html', 'best_by_strategy', 'published_records',
+           'train_part_note', 'strategy_style', 'results_figure', 'trained_tasks', 'curves_figure', 'write_report']
 
 # %% ../nbs/12_reports.ipynb #73940323
 import base64, collections, html, io, itertools, textwrap
@@ -354,67 +353,6 @@ def metrics_html(records:list[dict], split:str='test') -> str:
     "Every metric of the records, a table a task"
     rows = results_rows(records, split, everything)
     return ''.join(_task_metrics(rows, t) for t in dict.fromkeys(c.split()[0] for c in metric_columns(rows)))
-
-# %% ../nbs/12_reports.ipynb #dfccf116
-def comparison_text(
-    table:pd.DataFrame, # as `hatenb.evaluation.compare` gives it
-    first:str='a',      # what the runs are called
-    second:str='b',
-) -> str:
-    "The comparison of two runs as a table for the terminal; a star where the corrected p is below .05"
-    rows = [_compared_row(r) for r in table.to_dict('records')]
-    shown = text_table({k: [r[k] for r in rows] for k in rows[0]}, width=100)
-    return f'a: {first}\nb: {second}\n{shown}'
-
-def _compared_row(r):
-    "A row of a comparison, as text"
-    def _p(x): return '' if x is None or np.isnan(x) else f'{x:.4f}'
-    star = '*' if r['corrected'] < .05 else ' '
-    return {'metric': f'{r["task"]} {metric_of(r["task"], r["metric"]).label}', 'a': f'{r["a"]:.3f}',
-            'b': f'{r["b"]:.3f}',
-            'b − a': f'{r["difference"]:+.3f}', 'interval': f'{r["low"]:+.3f} to {r["high"]:+.3f}', 'p': _p(r['p']),
-            'corrected': _p(r['corrected']) + star, 'McNemar': _p(r.get('mcnemar'))}
-
-# %% ../nbs/12_reports.ipynb #0e88b817
-def pairs_html(
-    pairs:pd.DataFrame, # rows of `compare`, with the column `run`
-    names:dict,         # run → what it is called, in the order of the rows
-    caption:str='',
-) -> str:
-    """Differences as HTML: their intervals below them, bold where the corrected p is below .05, – where a run has no
-    answer to compare"""
-    found = {(p.run, f'{p.task} {p.metric}'): p for p in pairs.itertuples()}
-    columns = list(dict.fromkeys(c for _,c in found))
-    several = len({c.split()[0].rpartition('/')[0] for c in columns}) > 1
-    head = ''.join(_th(_title(c, several)) for c in columns)
-    def _row(run, name):
-        cells = ''.join(f'<td class="n">{_difference(found.get((run, c)))}</td>' for c in columns)
-        return f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
-    return _framed(f'<tr>{_th("method")}{head}</tr>', itertools.starmap(_row, names.items()), caption)
-
-def _difference(p):
-    "A difference as HTML, its interval below it"
-    if p is None: return '–'
-    text = f'{p.difference:+.3f}'
-    return f'{f"<b>{text}</b>" if p.corrected < .05 else text}<br><small>{p.low:+.3f} to {p.high:+.3f}</small>'
-
-# %% ../nbs/12_reports.ipynb #5823ea0f
-def results_markdown(
-    records:list[dict],
-    columns:list[str],   # `task metric` columns
-    split:str='test',
-) -> str:
-    "The rows with only these columns, as a Markdown table"
-    rows = results_rows(records, split, everything)
-    columns = [c for c in columns if c in rows]
-    several,best = _corpora(rows),{c: best_of(rows, c) for c in columns}
-    def _md(c, i):
-        t = _cell(rows[c].iloc[i])
-        return f'**{t}**' if best[c][i] else t
-    head = ['method','tasks', *(_title(c, several) for c in columns)]
-    lines = [[rows['method'].iloc[i], _cell(rows['tasks'].iloc[i]), *(_md(c, i) for c in columns)]
-             for i in range(len(rows))]
-    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *lines])
 
 # %% ../nbs/12_reports.ipynb #e3b4d288
 def best_by_strategy(
