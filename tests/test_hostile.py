@@ -268,7 +268,7 @@ def put_back(folder, known):
 
 
 BUNDLE = ['record.json', 'heads.safetensors', 'adapters/shared/adapter.safetensors',
-          'adapters/shared/adapter_config.json', 'tokenizer.json', 'encoder/config.json', 'encoder/model.safetensors']
+          'adapters/shared/adapter_config.json', 'encoder/tokenizer.json', 'encoder/config.json', 'encoder/model.safetensors']
 
 
 def opened(bundle):

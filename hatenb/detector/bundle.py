@@ -74,8 +74,7 @@ def export_graph(
         finally: logging.disable(logging.NOTSET)
 
 # %% ../../nbs/detector/03_bundle.ipynb #62d8886e
-_kept = ('id','name','config','metrics','corpora','chosen','cost','adapters','frequencies','lexicon',
-         'sources',
+_kept = ('id','name','config','metrics','corpora','chosen','cost','adapters','frequencies','lexicon','sources',
          'provenance')   # of a record
 
 def save_bundle(
@@ -104,10 +103,12 @@ def _write(detector, to, onnx, whole, tables):
     graphs = [g for below,part in detector.parts.items() for g in load_graphs(part, below)]
     for below,part in detector.parts.items(): _copy_part(part, to/below, whole)
     if '' not in detector.parts: write_json(to/'record.json', {k: v for k,v in detector.record.items() if k in _kept})
-    for g in graphs: g.rest['tokenizer'].save(str(to/g.graph.tokenizer))
-    shapes = [replace(g.graph, onnx=f'onnx/{i}.onnx' if onnx else '') for i,g in enumerate(graphs)]
+    if onnx: shapes = [replace(g.graph, onnx=f'onnx/{i}.onnx') for i,g in enumerate(graphs)]
+    else: shapes = [replace(g.graph, onnx='', tokenizer='') for g in graphs]     # the encoder brings its own
     for g,shape in zip(graphs, shapes):
-        if onnx: export_graph(g, to/shape.onnx, onnx == 'int8')
+        if not onnx: continue
+        g.rest['tokenizer'].save(str(to/shape.tokenizer))
+        export_graph(g, to/shape.onnx, onnx == 'int8')
     loaded = sorted(f for f in to.rglob('*') if f.is_file())
     files = {f.relative_to(to).as_posix(): file_sha256(f) for f in loaded}
     manifest = replace(detector.manifest, graphs=tuple(shapes), parts=tuple(detector.parts), files=files, onnx=onnx,

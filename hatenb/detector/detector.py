@@ -232,7 +232,9 @@ def _fitted(run, manifest):
     except HatenbError as e:
         warnings.warn(f'the probabilities are not calibrated: {e}')
         return {}
-    return {k: {name: v for name,v in d.items() if name in manifest.questions} for k,d in found.items()}
+    by_line = [q.name for q in manifest.questions.values() if q.decide.startswith('threshold')]   # others decide without
+    kept = dict(temperatures=manifest.questions, thresholds=by_line)
+    return {k: {name: v for name,v in found[k].items() if name in names} for k,names in kept.items()}
 
 # %% ../../nbs/detector/02_detector.ipynb #cb6b9134
 @patch(cls_method=True)

@@ -179,7 +179,7 @@ class AskedTask:
 class Graph:
     "A transformer with the heads that look at it, and how posts are encoded for it"
     tasks: tuple[str,...]    # keys
-    tokenizer: str           # file
+    tokenizer: str           # file; empty in a bundle without ONNX files, whose encoder brings its own
     max_length: int          # sub-tokens of a window
     pad: int = 0             # the sub-token that fills up
     unknown: str = ''        # what stands for words that the tokenizer makes nothing of
@@ -235,7 +235,7 @@ _question_fields = dict(name=_is_name, answer=_is_name, outputs=_is_names, activ
                         decide=_is_name, per=lambda x: x in ('post','word'), negative=_or_empty(_is_name))
 _task_fields = dict(key=_is_name, question=_is_name, outputs=_is_names, pretokenizer=_is_name, mean=_is_number,
                     sd=lambda x: _is_number(x) and x >= 0)
-_graph_fields = dict(tasks=_is_names, tokenizer=_is_file, max_length=lambda x: _is_count(x, 3), pad=_is_count,
+_graph_fields = dict(tasks=_is_names, tokenizer=_or_empty(_is_file), max_length=lambda x: _is_count(x, 3), pad=_is_count,
                      unknown=_or_empty(_is_name), lexicon=_or_empty(_is_file), onnx=_or_empty(_is_file))
 _manifest_fields = dict(
     id=_is_name, questions=_is_list, tasks=_is_list, graphs=_is_list,
@@ -305,7 +305,7 @@ def _check_names(m, place):
     if held != sorted(m.tasks): _no('the graphs do not hold each task exactly once')
     named = {f for g in m.graphs for f in (g.tokenizer, g.lexicon, g.onnx) if f}
     if lacking := sorted(named-set(m.files)): _no(f'the file {lacking[0]!r} has no checksum')
-    if m.onnx and not all(g.onnx for g in m.graphs): _no('a graph has no ONNX file')
+    if m.onnx and not all(g.onnx and g.tokenizer for g in m.graphs): _no('a graph has no ONNX file, or no tokenizer')
     for k,t in m.thresholds.items():
         if k not in m.questions or not set(t) <= set(m.questions[k].outputs):
             _no(f'there is a threshold for what {k} does not answer')
