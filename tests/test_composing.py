@@ -14,7 +14,7 @@ from hatenb.kinds import count_answers, make_head
 from hatenb.encoder import load_encoder, tensor_digest
 from hatenb.evaluation import evaluate, join_predictions, load_predictions, watched_metrics
 from hatenb.tasks import Task, partitions
-from hatenb.making import make_run as run, run_corpora, run_encoder
+from hatenb.making import make_run as run, make_sources, run_corpora, run_encoder
 from hatenb.runs import Run, RunConfig, run_model, run_strategy, source_folders
 from hatenb.studies import Study, run_study
 from hatenb.training import TrainConfig, Trainer, predict
@@ -92,12 +92,11 @@ def test_another_process_predicts_the_same(runs):
     same_table(load_predictions(out), load_predictions(runs/c.name/'predictions'/'test.parquet'))
 
 
-# test_strategies.py trains the others without quantization; int8, static LoRA fusion and TIES cut to a rank are not trained
-@pytest.mark.parametrize('name', ['merge of bottlenecks, heads trained', 'fuse bottlenecks', 'fuse lora on nf4',
-                                  'parallel, finished ones', 'stack'])
-def test_training_leaves_the_rest_bit_identical(runs, name):
-    c = RUNS[name]
-    run(c, runs)   # makes its sources
+@pytest.mark.parametrize('quantization', ['none', 'nf4', 'int8'])
+@pytest.mark.parametrize('name', [n for n, c in RUNS.items() if c.quantization == 'none' and c.strategy_options.get('coefficients') != 'search'])
+def test_training_leaves_the_rest_bit_identical(runs, name, quantization):
+    c = dataclasses.replace(RUNS[name], quantization=quantization)
+    make_sources(c, runs)
     encoder = run_encoder(c, 'cpu', source_folders(c, runs))
     corpora = run_corpora(c, encoder.tokenizer)
     model = run_model(c, encoder, {k: count_answers(d['train'], k) for k, d in corpora.items()}, source_folders(c, runs))
