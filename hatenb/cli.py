@@ -450,6 +450,27 @@ def _serve(
     print(f'http://{host}:{port}', flush=True)
     serve(detector, host, port, most=most, per_minute=per_minute)
 
+# %% ../nbs/13_cli.ipynb #7271db34
+@app.command('score')
+def _score(
+    places:Annotated[list[str], typer.Argument(
+        metavar='IN', help='files, folders or quoted patterns: JSON lines, CSV, TSV, Parquet, text')],
+    out:Annotated[Path, typer.Option(help='the folder of answers; what is there already is left')]=...,
+    model:Annotated[str, typer.Option(
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the embedded one)")]='',
+    text:Annotated[str, typer.Option(help='the column with the posts')]='text',
+    prefix:Annotated[str, typer.Option(help='before the names of the columns that are added')]='',
+    rows:Annotated[int, typer.Option(min=1, help='that are held at once, and lost at most when it is stopped')]=20_000,
+    engine:Annotated[str, typer.Option(help='local, or ray: here, or on the cluster that RAY_ADDRESS names')]='local',
+    workers:Annotated[int, typer.Option(min=1, help='of the engine')]=1,
+    threads:Annotated[Optional[int], typer.Option(min=1, help='of a worker (default: all here, one on Ray)')]=None,
+):
+    "Answer files of posts, of any size, as Parquet"
+    from hatenb.detector import Scorer, score_files
+    done = score_files(places, out, Scorer(model, text, prefix, threads=threads), rows, engine, workers)
+    print(f'{done["rows"]:,} rows of {done["files"]:,} files are answered in {out}, {done["now"]:,} of them now')
+    if done['broken']: print(f'{done["broken"]:,} broken rows are left out: {out/"_broken"} has their places')
+
 # %% ../nbs/13_cli.ipynb #41ef3ce4
 @app.command('convert-adapter')
 def _convert_adapter(
