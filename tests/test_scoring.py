@@ -174,6 +174,19 @@ def test_files_without_posts_are_answered_too(toy, tmp_path):
     assert (done['files'], done['rows'], done['broken']) == (5, 1, 1) and said(tmp_path/'out') == []
 
 
+def damaged(folder):
+    "A Parquet file whose pages are not what its end says"
+    file = folder/'damaged.parquet'
+    pq.write_table(pa.table(dict(text=['a fine day']*100)), file, use_dictionary=False, compression='none')
+    data = bytearray(file.read_bytes())
+    data[4:400] = b'\xff'*396
+    file.write_bytes(data)
+    return file
+
+
+def test_a_damaged_file_is_named(toy, tmp_path): refused('cannot be read.*damaged', [damaged(tmp_path)], tmp_path/'out', Scorer(toy))
+
+
 # ---------------------------------------------------------------- killed
 
 def command(toy, *args):
@@ -210,7 +223,7 @@ def descendants(pid):
         try: parents[int(p.name)], titles[int(p.name)] = int((p/'stat').read_text().rsplit(')', 1)[1].split()[1]), (p/'cmdline').read_text()
         except OSError: pass
     below = {pid}
-    for _ in parents: 
+    for _ in parents:
         more = {c for c, of in parents.items() if of in below} - below
         if not more: break
         below |= more
@@ -218,7 +231,7 @@ def descendants(pid):
 
 
 def test_two_workers_of_ray_answer_though_one_is_killed(toy, tmp_path):
-    ray = pytest.importorskip('ray')
+    import ray
     posts, out, killed = [f'{POSTS[i % 3]} {i}' for i in range(8000)], tmp_path/'out', []
     for i in range(4): write_posts(tmp_path/f'{i}.jsonl', posts[2000*i:2000*(i+1)])
     def kill_one():
@@ -230,7 +243,10 @@ def test_two_workers_of_ray_answer_though_one_is_killed(toy, tmp_path):
     done = threading.Event()
     thread = threading.Thread(target=kill_one)
     thread.start()
-    try: found = score_files([tmp_path], out, Scorer(toy), most=200, engine='ray', workers=2)
+    try:
+        found = score_files([tmp_path], out, Scorer(toy), most=200, engine='ray', workers=2)
+        done.set()
+        with pytest.raises(HatenbError, match='cannot be read'): score_files([damaged(tmp_path)], tmp_path/'other', Scorer(toy), engine='ray')
     finally:
         done.set()
         thread.join()
@@ -238,3 +254,18 @@ def test_two_workers_of_ray_answer_though_one_is_killed(toy, tmp_path):
     assert len(killed) >= 2 and found['rows'] == 8000
     assert [r['text'] for r in sorted(said(out), key=lambda r: (int(r['text'].rsplit(' ', 1)[1])))] == posts
     assert len(list(out.glob('*.parquet'))) == 40 and not list(out.rglob('.*.tmp'))
+
+
+def test_spark_answers_as_the_detector_does(toy, tmp_path):
+    pytest.importorskip('pyspark')
+    if not shutil.which('java'): pytest.skip('Spark needs Java')
+    from pyspark.sql import SparkSession
+    from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
+    write_posts(tmp_path/'a.jsonl', POSTS)
+    spark = SparkSession.builder.master('local[1]').config('spark.ui.enabled', 'false').getOrCreate()
+    try:
+        posts, scorer = spark.read.json(str(tmp_path/'a.jsonl')), Scorer(toy, threads=1)
+        schema = from_arrow_schema(scorer.schema(to_arrow_schema(posts.schema)))
+        pandas, arrow = ([r.asDict(recursive=True) for r in way(scorer, schema).collect()] for way in (posts.mapInPandas, posts.mapInArrow))
+    finally: spark.stop()
+    assert pandas == arrow == scorer(pa.Table.from_pylist([dict(id=i, text=p) for i, p in enumerate(POSTS)])).to_pylist()

@@ -7,21 +7,20 @@ Docs: https://hatenb.github.io/hatenb/detector/dropin.html.md"""
 # %% auto #0
 __all__ = ['DetectorClassifier', 'as_classifier', 'DetectorPipeline', 'as_pipeline']
 
-# %% ../../nbs/detector/08_dropin.ipynb #367f2bb6
-from collections.abc import Iterable, Iterator
+# %% ../../nbs/detector/08_dropin.ipynb #4c647139
 from pathlib import Path
 
-# %% ../../nbs/detector/08_dropin.ipynb #532ebf08
+# %% ../../nbs/detector/08_dropin.ipynb #768ada94
 import numpy as np
 from fastcore.basics import patch
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-# %% ../../nbs/detector/08_dropin.ipynb #a390934e
+# %% ../../nbs/detector/08_dropin.ipynb #b34f446e
 from ..core import HatenbError
 from .runtime import Answerer, AskedQuestion
 from .scoring import open_detector
 
-# %% ../../nbs/detector/08_dropin.ipynb #14c6da61
+# %% ../../nbs/detector/08_dropin.ipynb #e9cad305
 def _opened(detector): return detector if isinstance(detector, Answerer) else open_detector(str(detector))
 
 def _asked(
@@ -30,7 +29,8 @@ def _asked(
     decided:tuple,      # how it is decided
 ) -> AskedQuestion:
     "The question; raises `HatenbError` if it is not asked, or has no probabilities"
-    known = {n: detector.manifest.questions[n] for n in detector.answers if detector.manifest.questions[n].decide in decided}
+    asked = (detector.manifest.questions[n] for n in detector.answers)
+    known = {q.name: q for q in asked if q.decide in decided}
     if name is None and known: return next(iter(known.values()))
     if name not in known:
         what = f'the detector has no such question {name!r}' if name else 'the detector has no such question'
@@ -42,7 +42,7 @@ def _texts(posts):
     if isinstance(posts, str): raise ValueError('a list of posts is expected, not one string')
     return np.asarray(posts, object).ravel().tolist()
 
-# %% ../../nbs/detector/08_dropin.ipynb #bf2bd089
+# %% ../../nbs/detector/08_dropin.ipynb #0ab82aed
 class DetectorClassifier(ClassifierMixin, BaseEstimator):
     "A detector's classes as scikit-learn predicts them; the posts are strings"
     def __init__(self,
@@ -65,13 +65,14 @@ class DetectorClassifier(ClassifierMixin, BaseEstimator):
         place = str(self.detector.folder) if isinstance(self.detector, Answerer) else self.detector
         return super().__getstate__() | dict(detector=place)
 
-# %% ../../nbs/detector/08_dropin.ipynb #b92b2a85
+# %% ../../nbs/detector/08_dropin.ipynb #0878d32c
 @patch
 def _names(self:DetectorClassifier):
     "(question, label of each of its outputs); raises `HatenbError` if `labels` does not name them"
     q = _asked(_opened(self.detector), self.question, ('highest',))
     labels = self.labels or dict(zip(q.outputs, q.outputs))
-    if set(labels) != set(q.outputs): raise HatenbError('not every class has a label', 'labels', f'Classes: {", ".join(q.outputs)}.')
+    if set(labels) != set(q.outputs):
+        raise HatenbError('these are not the classes', 'labels', f'Give each a label: {", ".join(q.outputs)}.')
     return q, np.array([labels[o] for o in q.outputs])
 
 @patch(as_prop=True)
@@ -94,7 +95,7 @@ def predict(self:DetectorClassifier,
     "The likeliest class of each post"
     return self.classes_[self.predict_proba(X).argmax(1)]
 
-# %% ../../nbs/detector/08_dropin.ipynb #049a384c
+# %% ../../nbs/detector/08_dropin.ipynb #10f5c216
 @patch
 def fit(self:DetectorClassifier,
     X,      # posts
@@ -103,7 +104,8 @@ def fit(self:DetectorClassifier,
     "Nothing is learned; raises `HatenbError` if `y` has other classes"
     known = {*self.classes_.tolist(), *range(len(self.classes_))}
     if y is not None and (other := [c for c in np.unique(y).tolist() if c not in known]):
-        raise HatenbError(f'the detector has no class {other[0]!r}', 'y', f'Say in `labels` what its classes are called: {", ".join(self._names()[0].outputs)}.')
+        raise HatenbError(f'the detector has no class {other[0]!r}', 'y',
+                          f'Say in `labels` what its classes are called: {", ".join(self._names()[0].outputs)}.')
     return self
 
 def as_classifier(
@@ -117,7 +119,7 @@ def as_classifier(
     made._names()
     return made
 
-# %% ../../nbs/detector/08_dropin.ipynb #085a32c5
+# %% ../../nbs/detector/08_dropin.ipynb #3cd1a9f9
 _not_said = object()
 
 class DetectorPipeline:
@@ -126,7 +128,7 @@ class DetectorPipeline:
     def __init__(self,
         detector:Answerer|str|Path='', # or its name, as in `open_detector`
         question:str|None=None,        # of classes or communities (default: the first such)
-        top_k=_not_said,               # so many classes, none for all (default: the likeliest, without a list around it)
+        top_k=_not_said,               # so many classes, none for all (default: the likeliest, in no list)
         batch_size:int=64):
         self.detector,self.top_k,self.batch_size = _opened(detector),top_k,batch_size
         self.question = _asked(self.detector, question, ('highest','thresholds'))
@@ -153,7 +155,7 @@ class DetectorPipeline:
         found = self._stream(inputs, chosen, batch_size)
         return list(found) if isinstance(inputs, (list,tuple)) else found
 
-# %% ../../nbs/detector/08_dropin.ipynb #1ab26063
+# %% ../../nbs/detector/08_dropin.ipynb #b1d77301
 def as_pipeline(
     detector:Answerer|str|Path='', # or its name, as in `open_detector`
     question:str|None=None,        # of classes or communities (default: the first such)

@@ -8,34 +8,31 @@ Docs: https://hatenb.github.io/hatenb/detector/scoring.html.md"""
 __all__ = ['formats', 'engines', 'open_detector', 'answer_types', 'Scorer', 'Part', 'Source', 'format_of', 'LineFormat', 'Text',
            'Csv', 'Tsv', 'JsonLines', 'Parquet', 'find_posts', 'plan_files', 'score_part', 'score_files']
 
-# %% ../../nbs/detector/07_scoring.ipynb #36bbc970
-import contextlib, csv, functools, glob, itertools, json, os
+# %% ../../nbs/detector/07_scoring.ipynb #cc0c9798
+import contextlib, csv, functools, glob, itertools, json, logging, os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/detector/07_scoring.ipynb #6dece7aa
+# %% ../../nbs/detector/07_scoring.ipynb #be6bb4ce
 import pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-# %% ../../nbs/detector/07_scoring.ipynb #19221d9c
+# %% ../../nbs/detector/07_scoring.ipynb #ecc1f81d
 from ..core import HatenbError, Registry, atomic_write, digest, progress, read_json, write_json
 
-# %% ../../nbs/detector/07_scoring.ipynb #89e58315
+# %% ../../nbs/detector/07_scoring.ipynb #f8ae4637
 from .runtime import Answerer, Runtime, find_bundle, read_manifest
 
-# %% ../../nbs/detector/07_scoring.ipynb #f9813e75
-def _is_run(place):
-    "Whether a folder, or a name below the folder of runs, is a finished run"
-    if (Path(place)/'detector.json').is_file(): return False
-    from hatenb.runs import RunFolder
-    return RunFolder(_run_folder(place)).finished
-
+# %% ../../nbs/detector/07_scoring.ipynb #23cb73eb
 def _run_folder(place):
+    "The folder of a finished run, by its path or its name; none if it is something else"
+    if (Path(place)/'detector.json').is_file(): return None
     from hatenb.core import settings
-    return next((p for p in (Path(place), settings().runs_path/place) if p.is_dir()), Path(place))
+    from hatenb.runs import RunFolder
+    return next((p for p in (Path(place), settings().runs_path/place) if RunFolder(p).finished), None)
 
 @functools.lru_cache(1)
 def open_detector(
@@ -44,13 +41,12 @@ def open_detector(
 ) -> Answerer:
     "The detector of that name, which stays open; raises `HatenbError` if there is none"
     if not model: return Runtime(threads=threads)
-    if not _is_run(model):
-        folder = find_bundle(model)
-        if read_manifest(folder).onnx: return Runtime(folder, threads=threads)
+    folder = _run_folder(model)
+    if folder is None and read_manifest(folder := find_bundle(model)).onnx: return Runtime(folder, threads=threads)
     from hatenb.detector import Detector
-    return Detector.from_run(_run_folder(model)) if _is_run(model) else Detector.from_pretrained(folder)
+    return Detector.from_pretrained(folder) if (folder/'detector.json').is_file() else Detector.from_run(folder)
 
-# %% ../../nbs/detector/07_scoring.ipynb #e4d98def
+# %% ../../nbs/detector/07_scoring.ipynb #5eb364f8
 _number = pa.float32()
 _word = pa.struct([('word', pa.string()), ('start', pa.int32()), ('end', pa.int32()), ('weight', _number)])
 
@@ -62,7 +58,7 @@ _columns = dict(
     threshold=lambda q: {q.answer: pa.list_(_word)},
     number=lambda q: {q.answer: _number})
 
-# %% ../../nbs/detector/07_scoring.ipynb #5126b9ca
+# %% ../../nbs/detector/07_scoring.ipynb #c863a9be
 _plain_types = {bool: pa.bool_(), int: pa.int32(), float: _number, str: pa.string()}
 
 def _type_of(value):
@@ -81,7 +77,7 @@ def answer_types(
     rest = {k: _type_of(v) for k,v in detector('a post').items() if k != 'text' and k not in types}
     return types | rest | dict(empty=pa.bool_())
 
-# %% ../../nbs/detector/07_scoring.ipynb #9b820fc4
+# %% ../../nbs/detector/07_scoring.ipynb #6edeac29
 class Scorer:
     "Adds a detector's answers to tables of posts"
     def __init__(self,
@@ -103,7 +99,7 @@ class Scorer:
 
     def __repr__(self): return f'Scorer of {self.text!r} by {self.model or "the embedded detector"}'
 
-# %% ../../nbs/detector/07_scoring.ipynb #cb7fa735
+# %% ../../nbs/detector/07_scoring.ipynb #cf9c0212
 @patch
 def types(self:Scorer) -> dict[str,pa.DataType|None]:
     "The columns that are added, as `answer_types` gives them"
@@ -130,9 +126,9 @@ def schema(self:Scorer,
 
 def _no_column(text, names, place):
     shown = ', '.join(map(repr, names[:20])) or 'none'
-    return HatenbError(f'there is no column {text!r}', place, f'Name the one with the posts as `text`; there are: {shown}.')
+    return HatenbError(f'there is no column {text!r}', place, f'Name the one with the posts as `text`; known: {shown}.')
 
-# %% ../../nbs/detector/07_scoring.ipynb #2b8c9518
+# %% ../../nbs/detector/07_scoring.ipynb #cb1aad01
 def _is_post(text):
     "Whether it is a string that UTF-8 can hold"
     if not isinstance(text, str): return False
@@ -159,7 +155,7 @@ def answers(self:Scorer,
     types = self.types()
     return pa.concat_tables(_some(texts[i:i+chunk]) for i in range(0, max(len(texts), 1), chunk))
 
-# %% ../../nbs/detector/07_scoring.ipynb #f26bf3cb
+# %% ../../nbs/detector/07_scoring.ipynb #ae50ce92
 @patch
 def __call__(self:Scorer,
     batch, # `pyarrow.Table` or `RecordBatch`, `pandas.DataFrame`, columns by name, or an iterator of such
@@ -184,7 +180,7 @@ def _beside(frame, answers):
     "A frame of pandas with more columns"
     return frame.assign(**{k: answers[k].to_numpy() for k in answers})
 
-# %% ../../nbs/detector/07_scoring.ipynb #f459bff6
+# %% ../../nbs/detector/07_scoring.ipynb #95bdbf28
 _longest = 16_000_000    # bytes of a line
 _part_bytes = 64_000_000 # of a part
 
@@ -206,7 +202,7 @@ class Source:
     schema:pa.Schema     # its columns
     parts:tuple[Part,...]
 
-# %% ../../nbs/detector/07_scoring.ipynb #573c0ca3
+# %% ../../nbs/detector/07_scoring.ipynb #2bbf97d5
 formats = Registry('format of posts')
 
 def format_of(
@@ -219,7 +215,7 @@ def format_of(
     known = ', '.join(e for f in formats.values() for e in f.endings)
     raise HatenbError(f'posts cannot be read from a file that ends with {ending!r}', file, f'Known endings: {known}.')
 
-# %% ../../nbs/detector/07_scoring.ipynb #1d4dc7dc
+# %% ../../nbs/detector/07_scoring.ipynb #a858141c
 class _Lines:
     "The lines of a file from a byte on; `line` were read, and `at` is where the next one begins"
     def __init__(self, f, at=0, line=0):
@@ -243,7 +239,7 @@ def _decoded(raw):
     try: return raw.decode().rstrip('\r\n'), ''
     except UnicodeDecodeError as e: return None, f'this is not UTF-8 (byte {e.start})'
 
-# %% ../../nbs/detector/07_scoring.ipynb #d2c67bcb
+# %% ../../nbs/detector/07_scoring.ipynb #efa3647a
 class LineFormat:
     "Posts that are read line by line"
     @classmethod
@@ -269,7 +265,7 @@ class LineFormat:
             if row is not None or why: yield first, row, why
             first = lines.line+1
 
-# %% ../../nbs/detector/07_scoring.ipynb #b49262a8
+# %% ../../nbs/detector/07_scoring.ipynb #7364fa3b
 @patch(cls_method=True)
 def plan(cls:LineFormat,
     file:Path,
@@ -292,7 +288,7 @@ def plan(cls:LineFormat,
             if n or not parts: parts.append(Part(len(parts), at, before, n))
         return cls.columns(_good(), text, names), parts
 
-# %% ../../nbs/detector/07_scoring.ipynb #a70ba2bb
+# %% ../../nbs/detector/07_scoring.ipynb #c92c474e
 @patch(cls_method=True)
 def read(cls:LineFormat,
     source:Source,
@@ -308,7 +304,7 @@ def read(cls:LineFormat,
             else: good.append(row)
     return cls.table(good, source.schema), broken
 
-# %% ../../nbs/detector/07_scoring.ipynb #a187cd03
+# %% ../../nbs/detector/07_scoring.ipynb #b2866346
 @formats.register('text', endings=('.txt',))
 class Text(LineFormat):
     "One post a line, a blank one too"
@@ -316,7 +312,7 @@ class Text(LineFormat):
     def rows(cls, lines, text, names):
         for line,why in map(_decoded, lines): yield None if line is None else {text: line}, why
 
-# %% ../../nbs/detector/07_scoring.ipynb #e600d155
+# %% ../../nbs/detector/07_scoring.ipynb #dbca5cbe
 @formats.register('csv', endings=('.csv',))
 class Csv(LineFormat):
     "Comma-separated columns, named by the first row"
@@ -343,13 +339,13 @@ class Csv(LineFormat):
             elif fields and not _is_post(''.join(fields)): why = 'this is not UTF-8'
             yield dict(zip(names, fields)) if fields and not why else None, why
 
-# %% ../../nbs/detector/07_scoring.ipynb #89677cb1
+# %% ../../nbs/detector/07_scoring.ipynb #d4ee9879
 @formats.register('tsv', endings=('.tsv',))
 class Tsv(Csv):
     "Columns with tabs between, named by the first row"
     delimiter = '\t'
 
-# %% ../../nbs/detector/07_scoring.ipynb #8a869b59
+# %% ../../nbs/detector/07_scoring.ipynb #66a4304d
 def _common(values):
     "The Arrow type of JSON values; none if they have none in common"
     try: return pa.array(values).type
@@ -367,7 +363,7 @@ def _in_parquet(t):
     if pa.types.is_struct(t): return 0 < t.num_fields < 100 and all(_in_parquet(f.type) for f in t)
     return not pa.types.is_null(t)
 
-# %% ../../nbs/detector/07_scoring.ipynb #133f0d3a
+# %% ../../nbs/detector/07_scoring.ipynb #932cdb98
 _as_json = {'hatenb': 'json'}    # said of a column that is kept as JSON
 
 def _field(name, t):
@@ -389,7 +385,7 @@ def _json_column(rows, field):
     if field.type == pa.float64(): values = [v if v is None else float(v) for v in values]
     return pa.array(values, field.type)
 
-# %% ../../nbs/detector/07_scoring.ipynb #e30a8a2c
+# %% ../../nbs/detector/07_scoring.ipynb #4a348f24
 @formats.register('json', endings=('.jsonl','.ndjson','.json'))
 class JsonLines(LineFormat):
     "An object a line, or a string"
@@ -421,14 +417,17 @@ def _json_row(line, text):
     try: row = json.loads(line)
     except (ValueError, RecursionError) as e: return None, f'this is not JSON ({e})'
     if isinstance(row, str): row = {text: row}
-    if not isinstance(row, dict) or not isinstance(row.get(text), str): return None, f'there is no {text!r} that is a string'
+    post = row.get(text) if isinstance(row, dict) else None
+    if not isinstance(post, str): return None, f'there is no {text!r} that is a string'
     if '\\u' in line and not _is_post(json.dumps(row, ensure_ascii=False)): return None, 'it holds half a character'
     return row, ''
 
-# %% ../../nbs/detector/07_scoring.ipynb #18327f5f
+# %% ../../nbs/detector/07_scoring.ipynb #344750d0
 def _is_text(t):
     if pa.types.is_dictionary(t): t = t.value_type
     return pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t)
+
+def _first_line(e): return str(e).strip().splitlines()[0][:200]
 
 @formats.register('parquet', endings=('.parquet','.pq'))
 class Parquet:
@@ -439,7 +438,7 @@ class Parquet:
         try:
             with pq.ParquetFile(file) as f: schema,about = f.schema_arrow,f.metadata
         except (pa.ArrowException, OSError) as e:
-            raise HatenbError(f'this is not Parquet ({e})', file, 'Fetch or write it again.') from None
+            raise HatenbError(f'this is not Parquet ({_first_line(e)})', file, 'Fetch or write it again.') from None
         if text in schema.names and not _is_text(schema.field(text).type):
             raise HatenbError(f'the column {text!r} is no text but {schema.field(text).type}', file, 'Name another.')
         n,size = about.num_rows,sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
@@ -449,13 +448,17 @@ class Parquet:
     @classmethod
     def read(cls, source, part, text):
         "The rows of a part, and what is broken: row and why"
-        with pq.ParquetFile(source.file, pre_buffer=False, buffer_size=2**20) as f: table = _row_range(f, part, source)
+        try:
+            with pq.ParquetFile(source.file, pre_buffer=False, buffer_size=2**20) as f:
+                table = _row_range(f, part, source.schema)
+        except (pa.ArrowException, OSError) as e:
+            raise HatenbError(f'a page cannot be read ({_first_line(e)})', source.file, 'Fetch or write it again.') from None
         posts = [_is_post(t) for t in table[text].to_pylist()]
         broken = [dict(row=part.at+i, why='there is no text') for i,ok in enumerate(posts) if not ok]
         return table.filter(pa.array(posts, pa.bool_())) if broken else table, broken
 
-# %% ../../nbs/detector/07_scoring.ipynb #3c764f5d
-def _row_range(f, part, source):
+# %% ../../nbs/detector/07_scoring.ipynb #af852ef9
+def _row_range(f, part, schema):
     "The rows of a part, from the row groups that hold them"
     ends = list(itertools.accumulate(f.metadata.row_group(i).num_rows for i in range(f.num_row_groups)))
     starts = [0, *ends]
@@ -466,9 +469,9 @@ def _row_range(f, part, source):
         if first < len(batch) and at < part.at+part.rows: found.append(batch[first:part.at+part.rows-at])
         at += len(batch)
         if at >= part.at+part.rows: break
-    return pa.Table.from_batches(found, source.schema)
+    return pa.Table.from_batches(found, schema)
 
-# %% ../../nbs/detector/07_scoring.ipynb #4f09f200
+# %% ../../nbs/detector/07_scoring.ipynb #fc734c8b
 def _below(place):
     "(name, file) of each file that a place stands for"
     path,endings = Path(place).expanduser(),[e for f in formats.values() for e in f.endings]
@@ -489,18 +492,20 @@ def find_posts(
     files = {}
     for place in places:
         found = [(n, f) for n,f in _below(place) if not f.resolve().is_relative_to(Path(out).resolve())]
-        if not found: raise HatenbError('there are no posts', place, 'Name files, folders or patterns (quoted) of them.')
+        if not found: raise HatenbError('there are no posts', place, 'Name files, folders or quoted patterns.')
         for name,f in found:
             format_of(f)
             if files.setdefault(name, f) != f:
-                raise HatenbError(f'two files would be answered as {name}', f, f'Name the folder that holds both ({files[name]} is the other).')
+                raise HatenbError(f'two files would be answered as {name}', f'{f}, {files[name]}',
+                                  'Name the folder that holds both.')
     return dict(sorted(files.items()))
 
-# %% ../../nbs/detector/07_scoring.ipynb #2f2f11fc
+# %% ../../nbs/detector/07_scoring.ipynb #d3177ad2
 def _encoded(source):
     "A source as JSON"
-    d = asdict(source) | dict(schema=source.schema.serialize().to_pybytes().hex())
-    return {k: v for k,v in d.items() if k not in ('file','name')} | dict(parts=[[p.at, p.line, p.rows] for p in source.parts])
+    parts = [[p.at, p.line, p.rows] for p in source.parts]
+    schema = source.schema.serialize().to_pybytes().hex()
+    return dict(size=source.size, changed=source.changed, schema=schema, parts=parts)
 
 def _restored(name, file, d):
     schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(d['schema'])))
@@ -514,7 +519,7 @@ def _planned(name, file, scorer, most):
     scorer.schema(schema, file)
     return Source(str(file), name, about.st_size, about.st_mtime_ns, schema, tuple(parts))
 
-# %% ../../nbs/detector/07_scoring.ipynb #d138d53f
+# %% ../../nbs/detector/07_scoring.ipynb #ee2b319f
 def _check_settled(known, settled, place):
     for k,v in settled.items():
         if known.get(k) != v:
@@ -527,10 +532,11 @@ def plan_files(
     scorer:Scorer,
     most:int=20_000,      # rows of a part
 ) -> list[Source]:
-    """The plans of all files, kept in the folder of answers; raises `HatenbError` if that holds other answers, or a file
-    has changed or cannot be answered"""
+    """The plans of all files, kept in the folder of answers; raises `HatenbError` if that holds other answers,
+    or a file has changed or cannot be answered"""
     place,detector = out/'_scoring.json',scorer.detector
-    settled = dict(detector=f'{detector.id} {digest(detector.manifest.to_dict())}', text=scorer.text, prefix=scorer.prefix)
+    name = f'{detector.id} {digest(detector.manifest.to_dict())}'
+    settled = dict(detector=name, text=scorer.text, prefix=scorer.prefix)
     known = read_json(place) if place.is_file() else dict(settled, files={})
     _check_settled(known, settled, place)
     sources = []
@@ -543,7 +549,7 @@ def plan_files(
     write_json(place, known)
     return sources
 
-# %% ../../nbs/detector/07_scoring.ipynb #745ae006
+# %% ../../nbs/detector/07_scoring.ipynb #d315eb7f
 def _place(out, source, part): return Path(out)/f'{source.name}.{part.number:05}.parquet'
 def _broken_place(out, source, part): return Path(out)/'_broken'/f'{source.name}.{part.number:05}.jsonl'
 
@@ -566,7 +572,7 @@ def _write_broken(place, source, broken):
     with atomic_write(place) as tmp, open(tmp, 'w', encoding='utf-8') as f:
         for b in broken: print(json.dumps(dict(file=source.file) | b), file=f)
 
-# %% ../../nbs/detector/07_scoring.ipynb #d7b062d6
+# %% ../../nbs/detector/07_scoring.ipynb #6100217f
 engines = Registry('engine')
 
 @engines.register('local')
@@ -574,7 +580,7 @@ def _local(scorer, out, parts, workers):
     if workers != 1: raise HatenbError('this process is one worker', 'workers', 'Take --engine ray for more.')
     for source,part in parts: yield score_part(scorer, out, source, part)
 
-# %% ../../nbs/detector/07_scoring.ipynb #e4d172ac
+# %% ../../nbs/detector/07_scoring.ipynb #2dcd2e9a
 class _Worker:
     "What an actor does with the parts that it is handed"
     def __init__(self, scorer, out, parts): self.scorer,self.out,self.parts = scorer,out,parts
@@ -588,11 +594,13 @@ def _ray(workers):
     except ImportError:
         raise HatenbError('Ray is missing', 'engine', "Install it: pip install 'hatenb[scale]'.") from None
     here = dict(num_cpus=workers, include_dashboard=False, object_store_memory=200_000_000)
-    if not ray.is_initialized(): ray.init(log_to_driver=False, **{} if os.environ.get('RAY_ADDRESS') else here)
+    if os.environ.get('RAY_ADDRESS'): here = {}
+    if not ray.is_initialized(): ray.init(log_to_driver=False, logging_level='error', **here)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger('ray.data').setLevel(logging.ERROR)
     return ray
 
-# %% ../../nbs/detector/07_scoring.ipynb #46810c39
+# %% ../../nbs/detector/07_scoring.ipynb #ad11fe26
 @engines.register('ray')
 def _on_ray(scorer, out, parts, workers):
     ray,threads = _ray(workers),scorer.threads or 1
@@ -608,7 +616,7 @@ def _cause(e):
     while e is not None and not isinstance(e, HatenbError): found,e = e,getattr(e, 'cause', None) or e.__cause__
     return e or found
 
-# %% ../../nbs/detector/07_scoring.ipynb #7f0a2c0e
+# %% ../../nbs/detector/07_scoring.ipynb #e4a34d00
 @contextlib.contextmanager
 def _alone(out):
     "Hold a folder of answers, and remove what a killed process has left"
