@@ -41,13 +41,14 @@ def most_memory(marked, of):
         if name: of[name] = max(of.get(name, 0), round(peak))
 
 
-def score(model, posts, out, rows, *options):
-    "Seconds, posts a second between the first and the last part, and the memory, of one command"
+def score(model, posts, out, rows, *options, tries=3):
+    """Seconds, posts a second between the first and the last part, and the memory, of one command; again if it fails
+    before its first part, since Ray gives up where it starts slowly"""
     mark, memory = f'HATENB_BENCHMARK={out.name}', {}
     code = 'import sys; from hatenb.cli import main; sys.argv[0] = "hatenb"; main()'
-    options = ['--out', str(out), '--model', model, '--rows', str(rows), *options]
+    said_to = ['--out', str(out), '--model', model, '--rows', str(rows), *options]
     start = time.time()
-    p = subprocess.Popen([sys.executable, '-c', code, 'score', str(posts), *options], stdout=subprocess.DEVNULL,
+    p = subprocess.Popen([sys.executable, '-c', code, 'score', str(posts), *said_to], stdout=subprocess.DEVNULL,
                          stderr=subprocess.PIPE, env=os.environ | dict([mark.split('=')]))
     said = []
     reader = threading.Thread(target=lambda: said.append(p.stderr.read()))
@@ -56,6 +57,8 @@ def score(model, posts, out, rows, *options):
         most_memory(mark.encode(), memory)
         time.sleep(.5)
     reader.join()
+    if p.returncode and tries > 1 and not list(out.rglob('*.parquet')):
+        return score(model, posts, out, rows, *options, tries=tries-1)
     if p.returncode: sys.exit(said[0].decode()[-2000:])
     ends = sorted(f.stat().st_mtime for f in out.rglob('*.parquet'))
     size = sum(f.stat().st_size for f in out.rglob('*.parquet'))
@@ -85,12 +88,10 @@ if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         few, many = write_posts(tmp/'few.jsonl', a.posts//10), write_posts(tmp/'many.jsonl', a.posts)
-        measured = {}
+        m,measured,first = open_detector(a.model).manifest, {}, reading_rate(many)
         for i, way in enumerate(a.ways):
             some = {k: score(a.model, f, tmp/f'{k}{i}', rows, *ways[way]) for k, f in (('tenth', few), ('all', many))}
             measured[way] = some['all'] | dict(megabytes_at_a_tenth=some['tenth']['megabytes'])
-        m = open_detector(a.model).manifest
-        keep('scoring', dict(
-            model=m.id, onnx=m.onnx or 'none', posts=a.posts, rows_of_a_part=rows, cores=os.cpu_count(), note=a.note,
-            bytes_per_post=round(many.stat().st_size/a.posts, 1), first_reading_rows_per_second=reading_rate(many),
-            ways=measured))
+            keep('scoring', dict(
+                model=m.id, onnx=m.onnx or 'none', posts=a.posts, rows_of_a_part=rows, cores=os.cpu_count(), note=a.note,
+                bytes_per_post=round(many.stat().st_size/a.posts, 1), first_reading_rows_per_second=first, ways=measured))

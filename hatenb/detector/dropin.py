@@ -7,20 +7,20 @@ Docs: https://hatenb.github.io/hatenb/detector/dropin.html.md"""
 # %% auto #0
 __all__ = ['DetectorClassifier', 'as_classifier', 'DetectorPipeline', 'as_pipeline']
 
-# %% ../../nbs/detector/08_dropin.ipynb #4c647139
+# %% ../../nbs/detector/08_dropin.ipynb #00283825
 from pathlib import Path
 
-# %% ../../nbs/detector/08_dropin.ipynb #768ada94
+# %% ../../nbs/detector/08_dropin.ipynb #fd83e9c3
 import numpy as np
 from fastcore.basics import patch
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-# %% ../../nbs/detector/08_dropin.ipynb #b34f446e
+# %% ../../nbs/detector/08_dropin.ipynb #ed0eaf1d
 from ..core import HatenbError
 from .runtime import Answerer, AskedQuestion
 from .scoring import open_detector
 
-# %% ../../nbs/detector/08_dropin.ipynb #e9cad305
+# %% ../../nbs/detector/08_dropin.ipynb #89ab1311
 def _opened(detector): return detector if isinstance(detector, Answerer) else open_detector(str(detector))
 
 def _asked(
@@ -29,8 +29,8 @@ def _asked(
     decided:tuple,      # how it is decided
 ) -> AskedQuestion:
     "The question; raises `HatenbError` if it is not asked, or has no probabilities"
-    asked = (detector.manifest.questions[n] for n in detector.answers)
-    known = {q.name: q for q in asked if q.decide in decided}
+    asked = {n: q for n,q in detector.manifest.questions.items() if n in detector.answers}
+    known = {n: q for n,q in asked.items() if q.decide in decided}
     if name is None and known: return next(iter(known.values()))
     if name not in known:
         what = f'the detector has no such question {name!r}' if name else 'the detector has no such question'
@@ -42,7 +42,7 @@ def _texts(posts):
     if isinstance(posts, str): raise ValueError('a list of posts is expected, not one string')
     return np.asarray(posts, object).ravel().tolist()
 
-# %% ../../nbs/detector/08_dropin.ipynb #0ab82aed
+# %% ../../nbs/detector/08_dropin.ipynb #be576b3b
 class DetectorClassifier(ClassifierMixin, BaseEstimator):
     "A detector's classes as scikit-learn predicts them; the posts are strings"
     def __init__(self,
@@ -65,7 +65,7 @@ class DetectorClassifier(ClassifierMixin, BaseEstimator):
         place = str(self.detector.folder) if isinstance(self.detector, Answerer) else self.detector
         return super().__getstate__() | dict(detector=place)
 
-# %% ../../nbs/detector/08_dropin.ipynb #0878d32c
+# %% ../../nbs/detector/08_dropin.ipynb #9ec80d36
 @patch
 def _names(self:DetectorClassifier):
     "(question, label of each of its outputs); raises `HatenbError` if `labels` does not name them"
@@ -95,7 +95,7 @@ def predict(self:DetectorClassifier,
     "The likeliest class of each post"
     return self.classes_[self.predict_proba(X).argmax(1)]
 
-# %% ../../nbs/detector/08_dropin.ipynb #10f5c216
+# %% ../../nbs/detector/08_dropin.ipynb #9b075b91
 @patch
 def fit(self:DetectorClassifier,
     X,      # posts
@@ -119,7 +119,7 @@ def as_classifier(
     made._names()
     return made
 
-# %% ../../nbs/detector/08_dropin.ipynb #3cd1a9f9
+# %% ../../nbs/detector/08_dropin.ipynb #bb688646
 _not_said = object()
 
 class DetectorPipeline:
@@ -155,7 +155,7 @@ class DetectorPipeline:
         found = self._stream(inputs, chosen, batch_size)
         return list(found) if isinstance(inputs, (list,tuple)) else found
 
-# %% ../../nbs/detector/08_dropin.ipynb #b1d77301
+# %% ../../nbs/detector/08_dropin.ipynb #c1711ca5
 def as_pipeline(
     detector:Answerer|str|Path='', # or its name, as in `open_detector`
     question:str|None=None,        # of classes or communities (default: the first such)

@@ -8,25 +8,25 @@ Docs: https://hatenb.github.io/hatenb/detector/scoring.html.md"""
 __all__ = ['formats', 'engines', 'open_detector', 'answer_types', 'Scorer', 'Part', 'Source', 'format_of', 'LineFormat', 'Text',
            'Csv', 'Tsv', 'JsonLines', 'Parquet', 'find_posts', 'plan_files', 'score_part', 'score_files']
 
-# %% ../../nbs/detector/07_scoring.ipynb #cc0c9798
+# %% ../../nbs/detector/07_scoring.ipynb #3df2c02f
 import contextlib, csv, functools, glob, itertools, json, logging, os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# %% ../../nbs/detector/07_scoring.ipynb #be6bb4ce
+# %% ../../nbs/detector/07_scoring.ipynb #61471c62
 import pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-# %% ../../nbs/detector/07_scoring.ipynb #ecc1f81d
+# %% ../../nbs/detector/07_scoring.ipynb #82c581eb
 from ..core import HatenbError, Registry, atomic_write, digest, progress, read_json, write_json
 
-# %% ../../nbs/detector/07_scoring.ipynb #f8ae4637
+# %% ../../nbs/detector/07_scoring.ipynb #490b8ee4
 from .runtime import Answerer, Runtime, find_bundle, read_manifest
 
-# %% ../../nbs/detector/07_scoring.ipynb #23cb73eb
+# %% ../../nbs/detector/07_scoring.ipynb #69df3bd7
 def _run_folder(place):
     "The folder of a finished run, by its path or its name; none if it is something else"
     if (Path(place)/'detector.json').is_file(): return None
@@ -46,7 +46,7 @@ def open_detector(
     from hatenb.detector import Detector
     return Detector.from_pretrained(folder) if (folder/'detector.json').is_file() else Detector.from_run(folder)
 
-# %% ../../nbs/detector/07_scoring.ipynb #5eb364f8
+# %% ../../nbs/detector/07_scoring.ipynb #19298ab0
 _number = pa.float32()
 _word = pa.struct([('word', pa.string()), ('start', pa.int32()), ('end', pa.int32()), ('weight', _number)])
 
@@ -58,7 +58,7 @@ _columns = dict(
     threshold=lambda q: {q.answer: pa.list_(_word)},
     number=lambda q: {q.answer: _number})
 
-# %% ../../nbs/detector/07_scoring.ipynb #c863a9be
+# %% ../../nbs/detector/07_scoring.ipynb #97ea7362
 _plain_types = {bool: pa.bool_(), int: pa.int32(), float: _number, str: pa.string()}
 
 def _type_of(value):
@@ -72,12 +72,12 @@ def answer_types(
     detector:Answerer,
 ) -> dict[str,pa.DataType|None]:
     "Column → its Arrow type, of all that a detector says of a post; none for what is kept as JSON"
-    asked = (detector.manifest.questions[name] for name in detector.answers)
+    asked = [q for name,q in detector.manifest.questions.items() if name in detector.answers]
     types = {k: t for q in asked if q.decide in _columns for k,t in _columns[q.decide](q).items()}
     rest = {k: _type_of(v) for k,v in detector('a post').items() if k != 'text' and k not in types}
     return types | rest | dict(empty=pa.bool_())
 
-# %% ../../nbs/detector/07_scoring.ipynb #6edeac29
+# %% ../../nbs/detector/07_scoring.ipynb #801e4291
 class Scorer:
     "Adds a detector's answers to tables of posts"
     def __init__(self,
@@ -99,7 +99,7 @@ class Scorer:
 
     def __repr__(self): return f'Scorer of {self.text!r} by {self.model or "the embedded detector"}'
 
-# %% ../../nbs/detector/07_scoring.ipynb #cf9c0212
+# %% ../../nbs/detector/07_scoring.ipynb #bb712780
 @patch
 def types(self:Scorer) -> dict[str,pa.DataType|None]:
     "The columns that are added, as `answer_types` gives them"
@@ -128,7 +128,7 @@ def _no_column(text, names, place):
     shown = ', '.join(map(repr, names[:20])) or 'none'
     return HatenbError(f'there is no column {text!r}', place, f'Name the one with the posts as `text`; known: {shown}.')
 
-# %% ../../nbs/detector/07_scoring.ipynb #cb1aad01
+# %% ../../nbs/detector/07_scoring.ipynb #46f0e6f7
 def _is_post(text):
     "Whether it is a string that UTF-8 can hold"
     if not isinstance(text, str): return False
@@ -155,7 +155,7 @@ def answers(self:Scorer,
     types = self.types()
     return pa.concat_tables(_some(texts[i:i+chunk]) for i in range(0, max(len(texts), 1), chunk))
 
-# %% ../../nbs/detector/07_scoring.ipynb #ae50ce92
+# %% ../../nbs/detector/07_scoring.ipynb #3cdc28a4
 @patch
 def __call__(self:Scorer,
     batch, # `pyarrow.Table` or `RecordBatch`, `pandas.DataFrame`, columns by name, or an iterator of such
@@ -180,7 +180,7 @@ def _beside(frame, answers):
     "A frame of pandas with more columns"
     return frame.assign(**{k: answers[k].to_numpy() for k in answers})
 
-# %% ../../nbs/detector/07_scoring.ipynb #95bdbf28
+# %% ../../nbs/detector/07_scoring.ipynb #0caa8c88
 _longest = 16_000_000    # bytes of a line
 _part_bytes = 64_000_000 # of a part
 
@@ -202,7 +202,7 @@ class Source:
     schema:pa.Schema     # its columns
     parts:tuple[Part,...]
 
-# %% ../../nbs/detector/07_scoring.ipynb #2bbf97d5
+# %% ../../nbs/detector/07_scoring.ipynb #9d14a724
 formats = Registry('format of posts')
 
 def format_of(
@@ -215,7 +215,7 @@ def format_of(
     known = ', '.join(e for f in formats.values() for e in f.endings)
     raise HatenbError(f'posts cannot be read from a file that ends with {ending!r}', file, f'Known endings: {known}.')
 
-# %% ../../nbs/detector/07_scoring.ipynb #a858141c
+# %% ../../nbs/detector/07_scoring.ipynb #84aff9c4
 class _Lines:
     "The lines of a file from a byte on; `line` were read, and `at` is where the next one begins"
     def __init__(self, f, at=0, line=0):
@@ -239,7 +239,7 @@ def _decoded(raw):
     try: return raw.decode().rstrip('\r\n'), ''
     except UnicodeDecodeError as e: return None, f'this is not UTF-8 (byte {e.start})'
 
-# %% ../../nbs/detector/07_scoring.ipynb #efa3647a
+# %% ../../nbs/detector/07_scoring.ipynb #278a9c8d
 class LineFormat:
     "Posts that are read line by line"
     @classmethod
@@ -265,7 +265,7 @@ class LineFormat:
             if row is not None or why: yield first, row, why
             first = lines.line+1
 
-# %% ../../nbs/detector/07_scoring.ipynb #7364fa3b
+# %% ../../nbs/detector/07_scoring.ipynb #1d1c7df5
 @patch(cls_method=True)
 def plan(cls:LineFormat,
     file:Path,
@@ -288,7 +288,7 @@ def plan(cls:LineFormat,
             if n or not parts: parts.append(Part(len(parts), at, before, n))
         return cls.columns(_good(), text, names), parts
 
-# %% ../../nbs/detector/07_scoring.ipynb #c92c474e
+# %% ../../nbs/detector/07_scoring.ipynb #7690ba17
 @patch(cls_method=True)
 def read(cls:LineFormat,
     source:Source,
@@ -304,7 +304,7 @@ def read(cls:LineFormat,
             else: good.append(row)
     return cls.table(good, source.schema), broken
 
-# %% ../../nbs/detector/07_scoring.ipynb #b2866346
+# %% ../../nbs/detector/07_scoring.ipynb #76e4c135
 @formats.register('text', endings=('.txt',))
 class Text(LineFormat):
     "One post a line, a blank one too"
@@ -312,7 +312,7 @@ class Text(LineFormat):
     def rows(cls, lines, text, names):
         for line,why in map(_decoded, lines): yield None if line is None else {text: line}, why
 
-# %% ../../nbs/detector/07_scoring.ipynb #dbca5cbe
+# %% ../../nbs/detector/07_scoring.ipynb #d3178522
 @formats.register('csv', endings=('.csv',))
 class Csv(LineFormat):
     "Comma-separated columns, named by the first row"
@@ -339,13 +339,13 @@ class Csv(LineFormat):
             elif fields and not _is_post(''.join(fields)): why = 'this is not UTF-8'
             yield dict(zip(names, fields)) if fields and not why else None, why
 
-# %% ../../nbs/detector/07_scoring.ipynb #d4ee9879
+# %% ../../nbs/detector/07_scoring.ipynb #97f822f9
 @formats.register('tsv', endings=('.tsv',))
 class Tsv(Csv):
     "Columns with tabs between, named by the first row"
     delimiter = '\t'
 
-# %% ../../nbs/detector/07_scoring.ipynb #66a4304d
+# %% ../../nbs/detector/07_scoring.ipynb #c3b5deb0
 def _common(values):
     "The Arrow type of JSON values; none if they have none in common"
     try: return pa.array(values).type
@@ -363,7 +363,7 @@ def _in_parquet(t):
     if pa.types.is_struct(t): return 0 < t.num_fields < 100 and all(_in_parquet(f.type) for f in t)
     return not pa.types.is_null(t)
 
-# %% ../../nbs/detector/07_scoring.ipynb #932cdb98
+# %% ../../nbs/detector/07_scoring.ipynb #0b5e1956
 _as_json = {'hatenb': 'json'}    # said of a column that is kept as JSON
 
 def _field(name, t):
@@ -385,7 +385,7 @@ def _json_column(rows, field):
     if field.type == pa.float64(): values = [v if v is None else float(v) for v in values]
     return pa.array(values, field.type)
 
-# %% ../../nbs/detector/07_scoring.ipynb #4a348f24
+# %% ../../nbs/detector/07_scoring.ipynb #77a8b60e
 @formats.register('json', endings=('.jsonl','.ndjson','.json'))
 class JsonLines(LineFormat):
     "An object a line, or a string"
@@ -422,7 +422,7 @@ def _json_row(line, text):
     if '\\u' in line and not _is_post(json.dumps(row, ensure_ascii=False)): return None, 'it holds half a character'
     return row, ''
 
-# %% ../../nbs/detector/07_scoring.ipynb #344750d0
+# %% ../../nbs/detector/07_scoring.ipynb #e3772c43
 def _is_text(t):
     if pa.types.is_dictionary(t): t = t.value_type
     return pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t)
@@ -457,7 +457,7 @@ class Parquet:
         broken = [dict(row=part.at+i, why='there is no text') for i,ok in enumerate(posts) if not ok]
         return table.filter(pa.array(posts, pa.bool_())) if broken else table, broken
 
-# %% ../../nbs/detector/07_scoring.ipynb #af852ef9
+# %% ../../nbs/detector/07_scoring.ipynb #d108ef70
 def _row_range(f, part, schema):
     "The rows of a part, from the row groups that hold them"
     ends = list(itertools.accumulate(f.metadata.row_group(i).num_rows for i in range(f.num_row_groups)))
@@ -471,7 +471,7 @@ def _row_range(f, part, schema):
         if at >= part.at+part.rows: break
     return pa.Table.from_batches(found, schema)
 
-# %% ../../nbs/detector/07_scoring.ipynb #fc734c8b
+# %% ../../nbs/detector/07_scoring.ipynb #48d2894c
 def _below(place):
     "(name, file) of each file that a place stands for"
     path,endings = Path(place).expanduser(),[e for f in formats.values() for e in f.endings]
@@ -500,7 +500,7 @@ def find_posts(
                                   'Name the folder that holds both.')
     return dict(sorted(files.items()))
 
-# %% ../../nbs/detector/07_scoring.ipynb #d3177ad2
+# %% ../../nbs/detector/07_scoring.ipynb #f634d984
 def _encoded(source):
     "A source as JSON"
     parts = [[p.at, p.line, p.rows] for p in source.parts]
@@ -519,7 +519,7 @@ def _planned(name, file, scorer, most):
     scorer.schema(schema, file)
     return Source(str(file), name, about.st_size, about.st_mtime_ns, schema, tuple(parts))
 
-# %% ../../nbs/detector/07_scoring.ipynb #ee2b319f
+# %% ../../nbs/detector/07_scoring.ipynb #84a76770
 def _check_settled(known, settled, place):
     for k,v in settled.items():
         if known.get(k) != v:
@@ -549,7 +549,7 @@ def plan_files(
     write_json(place, known)
     return sources
 
-# %% ../../nbs/detector/07_scoring.ipynb #d315eb7f
+# %% ../../nbs/detector/07_scoring.ipynb #2e5f83e3
 def _place(out, source, part): return Path(out)/f'{source.name}.{part.number:05}.parquet'
 def _broken_place(out, source, part): return Path(out)/'_broken'/f'{source.name}.{part.number:05}.jsonl'
 
@@ -572,7 +572,7 @@ def _write_broken(place, source, broken):
     with atomic_write(place) as tmp, open(tmp, 'w', encoding='utf-8') as f:
         for b in broken: print(json.dumps(dict(file=source.file) | b), file=f)
 
-# %% ../../nbs/detector/07_scoring.ipynb #6100217f
+# %% ../../nbs/detector/07_scoring.ipynb #333579c6
 engines = Registry('engine')
 
 @engines.register('local')
@@ -580,7 +580,7 @@ def _local(scorer, out, parts, workers):
     if workers != 1: raise HatenbError('this process is one worker', 'workers', 'Take --engine ray for more.')
     for source,part in parts: yield score_part(scorer, out, source, part)
 
-# %% ../../nbs/detector/07_scoring.ipynb #2dcd2e9a
+# %% ../../nbs/detector/07_scoring.ipynb #41ac5862
 class _Worker:
     "What an actor does with the parts that it is handed"
     def __init__(self, scorer, out, parts): self.scorer,self.out,self.parts = scorer,out,parts
@@ -600,7 +600,7 @@ def _ray(workers):
     logging.getLogger('ray.data').setLevel(logging.ERROR)
     return ray
 
-# %% ../../nbs/detector/07_scoring.ipynb #ad11fe26
+# %% ../../nbs/detector/07_scoring.ipynb #d47dcc66
 @engines.register('ray')
 def _on_ray(scorer, out, parts, workers):
     ray,threads = _ray(workers),scorer.threads or 1
@@ -616,7 +616,7 @@ def _cause(e):
     while e is not None and not isinstance(e, HatenbError): found,e = e,getattr(e, 'cause', None) or e.__cause__
     return e or found
 
-# %% ../../nbs/detector/07_scoring.ipynb #e4a34d00
+# %% ../../nbs/detector/07_scoring.ipynb #b22137d7
 @contextlib.contextmanager
 def _alone(out):
     "Hold a folder of answers, and remove what a killed process has left"
