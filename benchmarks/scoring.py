@@ -93,5 +93,6 @@ if __name__ == '__main__':
             some = {k: score(a.model, f, tmp/f'{k}{i}', rows, *ways[way]) for k, f in (('tenth', few), ('all', many))}
             measured[way] = some['all'] | dict(megabytes_at_a_tenth=some['tenth']['megabytes'])
             keep('scoring', dict(
-                model=m.id, onnx=m.onnx or 'none', posts=a.posts, rows_of_a_part=rows, cores=os.cpu_count(), note=a.note,
-                bytes_per_post=round(many.stat().st_size/a.posts, 1), first_reading_rows_per_second=first, ways=measured))
+                model=m.id, onnx=m.onnx or 'none', posts=a.posts, rows_of_a_part=rows, cores=os.cpu_count(),
+                note=a.note, bytes_per_post=round(many.stat().st_size/a.posts, 1),
+                first_reading_rows_per_second=first, ways=measured))
