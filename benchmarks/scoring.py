@@ -3,7 +3,8 @@
 The posts are HateXplain's, repeated with small changes (words change places, numbers are added) so that no two are
 alike, in one JSON-lines file. Each way is a command of its own that scores them into a new folder, first a tenth of
 them, then all: the most memory that each process has held is the kernel's (VmHWM), and is to be the same for both.
-The rate counts from the first part written to the last, so that neither starting nor the first reading is in it.
+The rate counts from the first part written to the last, so that neither starting nor the first reading is in it; on a
+machine that does other things the seconds of a core say more: those of all posts, less those of the tenth.
 """
 import argparse, json, os, random, re, subprocess, sys, tempfile, threading, time
 from pathlib import Path
@@ -29,22 +30,23 @@ def write_posts(file, count, seed=0):
     return file
 
 
-def most_memory(marked, of):
-    "MB that each of a benchmark's processes has held at most: the command, and Ray's workers"
+def watch(marked, seen):
+    "Of the command and of Ray's workers: the most MB that each has held, and its seconds of a core"
     for p in Path('/proc').glob('[0-9]*'):
         try:
             if marked not in (p/'environ').read_bytes(): continue
             title = (p/'cmdline').read_text().replace('\0', ' ')
             name = 'worker' if 'Map' in title and title.startswith('ray::') else 'command' if ' score ' in title else ''
             peak = int(re.search(r'VmHWM:\s+(\d+)', (p/'status').read_text())[1])/1024
+            used = sum(map(int, (p/'stat').read_text().rsplit(')', 1)[1].split()[11:13]))/os.sysconf('SC_CLK_TCK')
         except (OSError, TypeError): continue
-        if name: of[name] = max(of.get(name, 0), round(peak))
+        if name: seen[name, p.name] = peak, used
 
 
 def score(model, posts, out, rows, *options, tries=3):
     """Seconds, posts a second between the first and the last part, and the memory, of one command; again if it fails
     before its first part, since Ray gives up where it starts slowly"""
-    mark, memory = f'HATENB_BENCHMARK={out.name}', {}
+    mark, seen = f'HATENB_BENCHMARK={out.name}', {}
     code = 'import sys; from hatenb.cli import main; sys.argv[0] = "hatenb"; main()'
     said_to = ['--out', str(out), '--model', model, '--rows', str(rows), *options]
     start = time.time()
@@ -54,7 +56,7 @@ def score(model, posts, out, rows, *options, tries=3):
     reader = threading.Thread(target=lambda: said.append(p.stderr.read()))
     reader.start()
     while p.poll() is None:
-        most_memory(mark.encode(), memory)
+        watch(mark.encode(), seen)
         time.sleep(.5)
     reader.join()
     if p.returncode and tries > 1 and not list(out.rglob('*.parquet')):
@@ -63,7 +65,10 @@ def score(model, posts, out, rows, *options, tries=3):
     ends = sorted(f.stat().st_mtime for f in out.rglob('*.parquet'))
     size = sum(f.stat().st_size for f in out.rglob('*.parquet'))
     rate = rows*(len(ends)-1)/(ends[-1]-ends[0])
-    return dict(seconds=round(time.time()-start, 1), to_first_part=round(ends[0]-start, 1),
+    memory = {}
+    for (name, _), (peak, _) in seen.items(): memory[name] = max(memory.get(name, 0), round(peak))
+    used = sum(used for _, used in seen.values())
+    return dict(seconds=round(time.time()-start, 1), core_seconds=round(used, 1), to_first_part=round(ends[0]-start, 1),
                 posts_per_second=round(rate, 1), megabytes=memory, output_bytes=size)
 
 
@@ -91,7 +96,9 @@ if __name__ == '__main__':
         m,measured,first = open_detector(a.model).manifest, {}, reading_rate(many)
         for i, way in enumerate(a.ways):
             some = {k: score(a.model, f, tmp/f'{k}{i}', rows, *ways[way]) for k, f in (('tenth', few), ('all', many))}
-            measured[way] = some['all'] | dict(megabytes_at_a_tenth=some['tenth']['megabytes'])
+            a_post = (some['all']['core_seconds']-some['tenth']['core_seconds'])/(a.posts-a.posts//10)
+            measured[way] = some['all'] | dict(megabytes_at_a_tenth=some['tenth']['megabytes'],
+                                               core_seconds_per_1000_posts=round(1000*a_post, 2))
             keep('scoring', dict(
                 model=m.id, onnx=m.onnx or 'none', posts=a.posts, rows_of_a_part=rows, cores=os.cpu_count(),
                 note=a.note, bytes_per_post=round(many.stat().st_size/a.posts, 1),
