@@ -64,6 +64,7 @@ def test_an_installed_package_is_imported_by_its_entry_point(tmp_path):
     assert out.returncode == 1 and 'ZeroDivisionError' in out.stderr and 'Traceback' not in out.stderr
 
 
+@pytest.mark.full   # test_studies.py has workers, one of them killed; each imports everything anew
 def test_a_study_is_made_by_several_workers(tmp_path):
     runs = "[[runs]]\ntasks = ['mini/label']\nbaseline = ['majority', 'tfidf']"
     (tmp_path/'two.toml').write_text(f"name = 'two'\ntitle = 'Two baselines'\n{runs}\n")

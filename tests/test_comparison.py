@@ -24,6 +24,7 @@ from hatenb.evaluation import (
 from hatenb.evaluation.comparison import drawn_seeds, paired_draws
 from hatenb.making import make_run as run
 from hatenb.runs import RunConfig
+from shell import command
 
 
 def predicted(seed, right=0.7, corpus='mini', posts=None):

@@ -107,6 +107,7 @@ def drop(
 ) -> Tensor:
     "Random entries, scaled by 1/density (DARE, equations 2 and 3); raises `HatenbError` for a density ≤ 0 or > 1"
     _check_density(density)
+    if density == 1: return x
     draws,kept = _bytes(x.numel(), generator).view(x.shape),torch.empty_like(x)
     torch.lt(draws, math.floor(256*density), out=kept)                    # 1 or 0, without a bool between
     if rest := 256*density % 1:
