@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/cli.html.md"""
 __all__ = ['app', 'main']
 
 # %% ../nbs/13_cli.ipynb #5ab475f6
-import collections, contextlib, dataclasses, importlib, inspect, json, os, sys, warnings
+import collections, contextlib, dataclasses, importlib, inspect, json, os, sys, textwrap, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -188,7 +188,8 @@ def _study(
     study = Study.load(path)
     records = run_study(study, workers=workers)
     print(_results(records, study.titles))
-    for line in _best_on_validation(records): print(line)
+    for line in _best_on_validation(records):
+        print(textwrap.fill(line, 100, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False))
     if not publish: return
     count = len(publish_records(records, publish, not records_only, study))
     print(f'published {count} records to {publish}')
