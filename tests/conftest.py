@@ -52,9 +52,9 @@ def stand_in(tmp_path_factory):
     it.leave()
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def real_encoder(stand_in):
-    "The embedded encoder itself, for the tests of a module"
+    "The embedded encoder itself, for as long as a test runs"
     stand_in.leave()
     yield
     stand_in.use()
