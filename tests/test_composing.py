@@ -19,6 +19,7 @@ from hatenb.runs import Run, RunConfig, run_model, run_strategy, source_folders
 from hatenb.studies import Study, run_study
 from hatenb.training import TrainConfig, Trainer, predict
 
+pytestmark = pytest.mark.usefixtures('stand_in')
 TASKS = 'mini/label', 'mini/target', 'mini/rationale'
 BASE = dict(limit=32, train=dict(epochs=1, batch_size=16))
 OF = dict(lora=dict(adapter='lora', adapter_options=dict(r=2)), seq_bn=dict(adapter='seq_bn', adapter_options=dict(reduction_factor=48)))

@@ -12,7 +12,6 @@ from hatenb.detector import Detector
 from hatenb.evaluation import evaluate, load_predictions
 from hatenb.studies import Study, run_study
 
-pytestmark = pytest.mark.usefixtures('real_encoder')
 here = Path(__file__).resolve().parent/'safety'
 commands = {'corpora', 'run', 'study', 'report', 'compare', 'evaluate', 'explain', 'functional', 'demo', 'detect', 'bundle', 'serve'}
 

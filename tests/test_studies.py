@@ -20,6 +20,7 @@ from hatenb.studies import Study, chosen_run, expand, publish, run_study
 from hatenb.training import TrainConfig, predict
 from shell import command
 
+pytestmark = pytest.mark.usefixtures('stand_in')
 MAJORITY = RunConfig(('mini/label', 'mini/target'), baseline='majority')
 NEURAL = RunConfig(
     ('mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'),
