@@ -7,7 +7,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from hatenb.core import HatenbError
 from hatenb.detector import scoring
-from hatenb.detector.scoring import Csv, JsonLines, Part, Scorer, Source, Text, open_detector, score_files
+from hatenb.detector.scoring import Csv, JsonLines, FilePart, Scorer, Source, Text, open_detector, score_files
 from toy import save_toy
 
 POSTS = ['the melquins are slur1', 'a fine day', 'insult1 ixarics', '', 'two\nlines, "quoted"', 'caf\u00e9 \U0001F602']
@@ -230,8 +230,16 @@ def descendants(pid):
     return {p: titles[p] for p in below if p in titles}
 
 
+def begun_ray():
+    "Ray with two cores; where a machine is so busy that it gives up on starting, there is nothing to test"
+    try: return scoring._ray(2)
+    except Exception as e:
+        if 'timed out during startup' not in str(e): raise
+        pytest.skip('Ray did not start in time')
+
+
 def test_two_workers_of_ray_answer_though_one_is_killed(toy, tmp_path):
-    import ray
+    ray = begun_ray()
     posts, out, killed = [f'{POSTS[i % 3]} {i}' for i in range(8000)], tmp_path/'out', []
     for i in range(4): write_posts(tmp_path/f'{i}.jsonl', posts[2000*i:2000*(i+1)])
     def kill_one():
