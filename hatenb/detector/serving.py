@@ -7,20 +7,23 @@ Docs: https://hatenb.github.io/hatenb/detector/serving.html.md"""
 # %% auto #0
 __all__ = ['RateLimit', 'Busy', 'Batcher', 'Gate', 'Service', 'make_app', 'read_token', 'serve']
 
-# %% ../../nbs/detector/05_serving.ipynb #b1522fb3
-import asyncio, collections, html, itertools, json, math, os, secrets, threading, time
+# %% ../../nbs/detector/05_serving.ipynb #e99c56af
+import asyncio, collections, html, itertools, json, math, os, re, secrets, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
+# %% ../../nbs/detector/05_serving.ipynb #88289994
+from fastcore.basics import patch
+
 # %% ../../nbs/detector/05_serving.ipynb #c8e2bc5b
 from ..core import HatenbError
 
-# %% ../../nbs/detector/05_serving.ipynb #d59eb6ae
+# %% ../../nbs/detector/05_serving.ipynb #01ac4a7b
 from .perspective import PerspectiveError, discovery, error_body, read_request, response, served_sources
 from .runtime import Answerer, Detection, json_line, page_style
 
-# %% ../../nbs/detector/05_serving.ipynb #26772daf
+# %% ../../nbs/detector/05_serving.ipynb #1d65ff75
 class RateLimit:
     "So many posts a minute from each address, and as many at once at most"
     def __init__(self,
@@ -40,7 +43,7 @@ class RateLimit:
             if len(self.levels) > self.most: del self.levels[next(iter(self.levels))]    # the one not seen for longest
             return 0. if level >= posts else (posts-level)*60/self.per_minute
 
-# %% ../../nbs/detector/05_serving.ipynb #ace792a7
+# %% ../../nbs/detector/05_serving.ipynb #f0777acf
 class Busy(Exception):
     "Too many posts are waiting; holds the seconds after which to come again"
 
@@ -55,9 +58,7 @@ class Batcher:
         self.detector,self.together,self.pause,self.most,self.seen = detector,together,pause,most,seen
         self.line,self.waiting,self.pace,self.task = collections.deque(),0,.01,None
 
-# %% ../../nbs/detector/05_serving.ipynb #0e1fbdcd
-from fastcore.basics import patch
-
+# %% ../../nbs/detector/05_serving.ipynb #25a2c07f
 @patch
 async def __call__(self:Batcher, texts:list[str]) -> list[Detection]:
     "The answers to some texts; raises `Busy` if too many wait, and what the detector raises"
@@ -80,7 +81,7 @@ async def _work(self:Batcher):
             await self._answer(some)
     finally: self.task = None
 
-# %% ../../nbs/detector/05_serving.ipynb #bf089a90
+# %% ../../nbs/detector/05_serving.ipynb #589870dc
 @patch
 async def _answer(self:Batcher, some):
     "One call for some requests; after a failure one for each"
@@ -114,7 +115,7 @@ button{font:inherit;padding:.3rem 1.2rem}#said{min-height:1.5em}footer{margin-to
 <p id="said" role="status"></p><div id="answer" aria-live="polite"></div>
 <footer>The post stays on this machine. The answers are a model's guesses: a person decides. MODEL</footer>'''
 
-# %% ../../nbs/detector/05_serving.ipynb #ace809a3
+# %% ../../nbs/detector/05_serving.ipynb #ea694b7d
 _script = '''<script nonce="NONCE">
 const at = id => document.getElementById(id);
 at('form').addEventListener('submit', async e => {
@@ -144,7 +145,7 @@ def _filled_page(model, most):
               "form-action 'none'; frame-ancestors 'none'")
     return text, {'Content-Security-Policy': policy}
 
-# %% ../../nbs/detector/05_serving.ipynb #94abf9ca
+# %% ../../nbs/detector/05_serving.ipynb #dcd8b219
 class _Refused(Exception):
     "A request that is not answered: HTTP status, reason, and seconds after which to come again"
     def __init__(self, status, reason, after=None):
@@ -158,7 +159,7 @@ class Gate:
     limit:RateLimit
     most:int                  # characters of a post
 
-# %% ../../nbs/detector/05_serving.ipynb #2026ed46
+# %% ../../nbs/detector/05_serving.ipynb #ed50025b
 @patch
 def check_token(self:Gate, request):
     "Raise unless the request brings the token, if there is one"
@@ -174,7 +175,7 @@ def count(self:Gate, request, posts:int=1):
     seconds = self.limit.wait(request.client.host if request.client else '', posts)
     if seconds: raise _Refused(429, f'too many posts at once: wait {seconds:.0f} s', math.ceil(seconds))
 
-# %% ../../nbs/detector/05_serving.ipynb #7f5891b5
+# %% ../../nbs/detector/05_serving.ipynb #81548119
 @patch
 async def read(self:Gate, request, seconds:float=10.):
     "The JSON of a request that may ask, in that time; raises `_Refused`"
@@ -190,7 +191,7 @@ async def read(self:Gate, request, seconds:float=10.):
     try: return json.loads(body)
     except (ValueError, RecursionError): raise _Refused(400, 'this is not JSON') from None
 
-# %% ../../nbs/detector/05_serving.ipynb #1f4ad7d0
+# %% ../../nbs/detector/05_serving.ipynb #1da521ed
 def _texts_of(given, most, many):
     "The texts of a request to `detect`"
     given = given if isinstance(given, dict) else {}
@@ -202,7 +203,7 @@ def _texts_of(given, most, many):
         if len(t) > most: raise _Refused(413, f'post {i} is longer than {most:,} characters')
     return texts
 
-# %% ../../nbs/detector/05_serving.ipynb #9c53eece
+# %% ../../nbs/detector/05_serving.ipynb #2021ad8d
 @dataclass
 class Service:
     "What the routes share"
@@ -222,7 +223,7 @@ def _import_web():
                           "Install them: pip install 'hatenb[serve]'.") from None
     return fastapi, responses, prometheus_client
 
-# %% ../../nbs/detector/05_serving.ipynb #2fe8f524
+# %% ../../nbs/detector/05_serving.ipynb #c2a787af
 def _add_page(app, service):
     _,responses,_ = _import_web()
     @app.get('/')
@@ -246,7 +247,7 @@ def _add_detect(app, service):
         body = json_line(dict(answers=answers) if 'texts' in given else answers[0])
         return fastapi.Response(body, media_type='application/json')
 
-# %% ../../nbs/detector/05_serving.ipynb #3abc00e7
+# %% ../../nbs/detector/05_serving.ipynb #cbbf2ae5
 def _add_perspective(app, service):
     fastapi,_,_ = _import_web()
     gate,served = service.gate,served_sources(service.detector(['hello'])[0])
@@ -263,7 +264,7 @@ def _add_perspective(app, service):
     @app.get('/$discovery/rest')
     def document(request:fastapi.Request): return discovery(str(request.base_url))
 
-# %% ../../nbs/detector/05_serving.ipynb #0d4ce0aa
+# %% ../../nbs/detector/05_serving.ipynb #f44d2ef9
 _google_says = {401: (400, 'API key not valid. Please pass a valid API key.')}     # as Google's APIs answer a wrong key
 
 def _add_errors(app):
@@ -284,7 +285,7 @@ def _add_errors(app):
     for kind,answer in heard.items(): app.add_exception_handler(kind, answer)
     return _say
 
-# %% ../../nbs/detector/05_serving.ipynb #b190020d
+# %% ../../nbs/detector/05_serving.ipynb #f8b51a45
 def _add_metrics(app, service, say):
     fastapi,_,prometheus = _import_web()
     registry = prometheus.CollectorRegistry()
@@ -314,7 +315,7 @@ def _add_metrics(app, service, say):
         seconds.labels(path, found.status_code).observe(time.perf_counter()-start)
         return found
 
-# %% ../../nbs/detector/05_serving.ipynb #94dc1209
+# %% ../../nbs/detector/05_serving.ipynb #783c162d
 def make_app(
     detector:Answerer,
     most:int=20_480,       # characters of a post
@@ -338,17 +339,21 @@ def make_app(
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
 
-# %% ../../nbs/detector/05_serving.ipynb #78453aef
+# %% ../../nbs/detector/05_serving.ipynb #04f52f1f
 def read_token(
     file:str|Path|None=None, # with the token and nothing else
 ) -> str: # empty if there is none
-    "The token of the server: of a file, or of HATENB_TOKEN; raises `HatenbError` for a file without one"
-    if file is None: return os.environ.get('HATENB_TOKEN', '')
-    try: token = Path(file).read_text(encoding='utf-8').strip()
-    except (OSError, UnicodeDecodeError) as e: raise HatenbError(f'the token cannot be read: {e}', file, 'Check the path.') from None
-    if not token: raise HatenbError('the file holds no token', file, 'Write one into it, or leave the option out.')
+    "The token of the server: of a file, or of HATENB_TOKEN; raises `HatenbError` for one that cannot be sent"
+    place = file or 'HATENB_TOKEN'
+    try: token = (Path(file).read_text(encoding='utf-8') if file else os.environ.get('HATENB_TOKEN', '')).strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise HatenbError(f'the token cannot be read ({e})', place, 'Check the path.') from None
+    if file and not token: raise HatenbError('the file holds no token', place, 'Write one into it.')
+    if not re.fullmatch('[!-~]*', token):
+        raise HatenbError('the token has other characters than a header can hold', place, 'Use letters and digits.')
     return token
 
+# %% ../../nbs/detector/05_serving.ipynb #e7f476ce
 def serve(
     detector:Answerer,
     host:str='127.0.0.1', # address to listen on
