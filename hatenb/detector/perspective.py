@@ -8,15 +8,15 @@ Docs: https://hatenb.github.io/hatenb/detector/perspective.html.md"""
 __all__ = ['hate_line', 'sources', 'schemas', 'Source', 'served_sources', 'error_body', 'PerspectiveError', 'sentence_spans',
            'Asked', 'read_request', 'response', 'discovery']
 
-# %% ../../nbs/detector/05b_perspective.ipynb #81dae326
+# %% ../../nbs/detector/05b_perspective.ipynb #82ba49b2
 import math, re
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple
 
-# %% ../../nbs/detector/05b_perspective.ipynb #12ee8036
+# %% ../../nbs/detector/05b_perspective.ipynb #05c6409c
 import regex
 
-# %% ../../nbs/detector/05b_perspective.ipynb #022ded3f
+# %% ../../nbs/detector/05b_perspective.ipynb #0a6a23b2
 class Source(NamedTuple):
     "Where an attribute's score comes from"
     head: str         # question of the detector
@@ -29,21 +29,20 @@ def _prob(question, output):
 
 def _toxic(answer):
     "The combined probability if there is one, else that of the class"
-    found = answer.get('toxic_prob', answer.get('toxic'))
-    return found.get('toxic') if isinstance(found, dict) else found if isinstance(found, float) else None
+    return answer['toxic'] if isinstance(answer.get('toxic'), float) else _prob('toxic', 'toxic')(answer)
 
 def _not_normal(answer):
     normal = _prob('label', 'normal')(answer)
     return None if normal is None else 1-normal
 
-# %% ../../nbs/detector/05b_perspective.ipynb #8b98a194
+# %% ../../nbs/detector/05b_perspective.ipynb #a0230ac3
 hate_line = .5     # from here on, the authors of Measuring Hate Speech speak of hate speech
 
 def _severe(answer):
     score = answer.get('severity')
     return 1/(1+math.exp(hate_line-score)) if isinstance(score, float) else None
 
-# %% ../../nbs/detector/05b_perspective.ipynb #02fd496f
+# %% ../../nbs/detector/05b_perspective.ipynb #863a27c1
 def _attribute(name): return Source('attribute', f'probability that annotators mark “{name}”', _prob('attribute', name))
 
 sources = dict(
@@ -52,7 +51,7 @@ sources = dict(
     SEVERE_TOXICITY=(Source('label', 'probability of hate speech', _prob('label', 'hatespeech')),
                      Source('score', 'logistic function of severity − ½', _severe)),
     IDENTITY_ATTACK=(_attribute('identity attack'),), INSULT=(_attribute('insult'),),
-    PROFANITY=(_attribute('profane'),), THREAT=(_attribute('threat'),))
+    PROFANITY=(_attribute('profanity'), _attribute('profane')), THREAT=(_attribute('threat'),))
 
 def served_sources(
     answer:dict, # of the detector, to any post that says something
@@ -61,7 +60,7 @@ def served_sources(
     found = {name: next((s for s in some if s.read(answer) is not None), None) for name,some in sources.items()}
     return {name: s for name,s in found.items() if s}
 
-# %% ../../nbs/detector/05b_perspective.ipynb #4655149e
+# %% ../../nbs/detector/05b_perspective.ipynb #e89252b4
 def _object(**properties): return dict(type='object', properties=properties)
 def _ref(name): return {'$ref': name}
 def _list(of): return dict(type='array', items=of)
@@ -85,7 +84,7 @@ schemas = dict(
     AnalyzeCommentResponse=_object(
         attributeScores=_map(_ref('AttributeScores')), languages=_list(_string), clientToken=_string))
 
-# %% ../../nbs/detector/05b_perspective.ipynb #3cb7f7fc
+# %% ../../nbs/detector/05b_perspective.ipynb #2997b341
 _statuses = {400: 'INVALID_ARGUMENT', 401: 'UNAUTHENTICATED', 404: 'NOT_FOUND', 429: 'RESOURCE_EXHAUSTED', 500: 'INTERNAL',
              501: 'UNIMPLEMENTED', 503: 'UNAVAILABLE'}
 
@@ -109,7 +108,7 @@ class PerspectiveError(Exception):
 
 def _invalid(message, kind='INVALID_REQUEST', **details): return PerspectiveError(400, message, kind, **details)
 
-# %% ../../nbs/detector/05b_perspective.ipynb #b82ac178
+# %% ../../nbs/detector/05b_perspective.ipynb #c768665a
 _types = dict(object=dict, array=list, string=str, boolean=bool, number=(int,float), integer=int)
 
 def _check(value, schema, place=''):
@@ -127,7 +126,7 @@ def _check(value, schema, place=''):
             raise _invalid(f'Invalid JSON payload received. Unknown name "{k[:100]}"{at}: Cannot find field.')
         _check(v, inner, f'{place}.{k[:100]}'.lstrip('.'))
 
-# %% ../../nbs/detector/05b_perspective.ipynb #9574cc02
+# %% ../../nbs/detector/05b_perspective.ipynb #56845cef
 _ends = re.compile(r'(?<=[.!?…])\s|\n')
 
 def sentence_spans(
@@ -140,7 +139,7 @@ def sentence_spans(
     spans = [(b, e) for b,e in parts if b < e]
     return spans if len(spans) <= most else [*spans[:most-1], (spans[most-1][0], spans[-1][1])]
 
-# %% ../../nbs/detector/05b_perspective.ipynb #074c3c61
+# %% ../../nbs/detector/05b_perspective.ipynb #db1bb918
 def _check_languages(languages, names, text):
     "Raise if the languages of a request are not all English, or the text can't be"
     other = [l for l in languages if not re.fullmatch(r'en(-[A-Za-z0-9-]+)?', l)]
@@ -152,7 +151,7 @@ def _check_languages(languages, names, text):
     if not languages and letters > 2*len(regex.findall(r'\p{Latin}', text)):
         raise _invalid('Unable to detect language', 'LANGUAGE_DETECTION_FAILED')
 
-# %% ../../nbs/detector/05b_perspective.ipynb #f4cebfd5
+# %% ../../nbs/detector/05b_perspective.ipynb #fe7ae309
 def _check_comment(comment, most):
     "Raise unless this is plain text, not empty and not too long"
     kind,text = comment.get('type') or 'PLAIN_TEXT',comment.get('text') or ''
@@ -171,7 +170,7 @@ def _check_attributes(asked, served):
         if kind not in ('PROBABILITY','SCORE_TYPE_UNSPECIFIED'):
             raise _invalid(f'Requested score type {kind[:100]} is not supported by attribute {name}')
 
-# %% ../../nbs/detector/05b_perspective.ipynb #7ce313a6
+# %% ../../nbs/detector/05b_perspective.ipynb #f3f1002f
 @dataclass
 class Asked:
     "A request that can be answered"
@@ -186,7 +185,7 @@ class Asked:
         "The texts to detect: the whole, then its sentences unless there is only one"
         return [self.text, *(self.text[b:e] for b,e in self.spans if len(self.spans) > 1)]
 
-# %% ../../nbs/detector/05b_perspective.ipynb #2cc8886b
+# %% ../../nbs/detector/05b_perspective.ipynb #5b7c357e
 def read_request(
     given:Any,               # the JSON of a request
     served:dict[str,Source],
@@ -207,7 +206,7 @@ def read_request(
     thresholds = {k: (v or {}).get('scoreThreshold') for k,v in asked.items()}
     return Asked(text, spans, thresholds, languages or ['en'], given.get('clientToken'))
 
-# %% ../../nbs/detector/05b_perspective.ipynb #aa9de7dc
+# %% ../../nbs/detector/05b_perspective.ipynb #47f241fe
 def _scores(answers, spans, source, threshold):
     "The scores of one attribute"
     values = [round(float(source.read(a) or 0), 6) for a in answers]
@@ -228,7 +227,7 @@ def response(
     out = dict(attributeScores=scores, languages=asked.languages)
     return out if asked.client_token is None else out | dict(clientToken=asked.client_token)
 
-# %% ../../nbs/detector/05b_perspective.ipynb #40522dda
+# %% ../../nbs/detector/05b_perspective.ipynb #343fe789
 _analyze = dict(
     id='commentanalyzer.comments.analyze', path='v1alpha1/comments:analyze', flatPath='v1alpha1/comments:analyze',
     httpMethod='POST', parameters={}, parameterOrder=[], request=_ref('AnalyzeCommentRequest'),
