@@ -4,7 +4,7 @@ Two servers of one bundle (int8 ONNX) run side by side, one with batching and on
 round; clients send their next post when the last is answered. Clients and servers share the cores that this process
 may use (`taskset -c 1 python benchmarks/serving.py RUN` for one core), so what the clients cost is in the figures.
 """
-import argparse, asyncio, contextlib, json, os, socket, subprocess, sys, tempfile, time
+import argparse, asyncio, contextlib, itertools, json, os, re, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import httpx
@@ -47,29 +47,31 @@ def served(bundle, *options):
         process.wait()
 
 
-async def client(port, bodies, until):
-    "Ask on one connection, one request after the other; the seconds that each took"
-    reader, writer = await asyncio.open_connection('127.0.0.1', port)
-    took = []
-    for body in bodies:
-        start = time.perf_counter()
-        if start > until: break
-        writer.write(b'POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%s' % (len(body), body))
-        head = await reader.readuntil(b'\r\n\r\n')
-        if not head.startswith(b'HTTP/1.1 200'): sys.exit(head.decode())
-        length = next(int(l.split(b':')[1]) for l in head.split(b'\r\n') if l.lower().startswith(b'content-length:'))
-        await reader.readexactly(length)
-        took.append(time.perf_counter()-start)
-    writer.close()
+async def ask(reader, writer, body):
+    "The seconds of one request"
+    start = time.perf_counter()
+    writer.write(b'POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%s' % (len(body), body))
+    head = await reader.readuntil(b'\r\n\r\n')
+    if not head.startswith(b'HTTP/1.1 200'): sys.exit(head.decode())
+    await reader.readexactly(int(re.search(rb'(?i)content-length: *(\d+)', head)[1]))
+    return time.perf_counter()-start
+
+
+async def client(connection, bodies, until):
+    "Ask on one connection, one request after the other, at least once; the seconds that each took"
+    took = [await ask(*connection, next(bodies))]
+    while time.perf_counter() < until: took.append(await ask(*connection, next(bodies)))
     return took
 
 
 async def load(port, bodies, clients, seconds):
     "Seconds of each request, and how long all took"
+    connections = [await asyncio.open_connection('127.0.0.1', port) for _ in range(clients)]
     start = time.perf_counter()
-    some = [client(port, [bodies[(i*97+k) % len(bodies)] for k in range(100_000)], start+seconds) for i in range(clients)]
-    took = [t for each in await asyncio.gather(*some) for t in each]
-    return took, time.perf_counter()-start
+    found = await asyncio.gather(*(client(c, bodies, start+seconds) for c in connections))
+    spent = time.perf_counter()-start
+    for _, writer in connections: writer.close()
+    return [t for each in found for t in each], spent
 
 
 def summary(rounds):
@@ -84,7 +86,7 @@ def summary(rounds):
 def cells(ports, seconds, rounds, counts, lengths):
     "All combinations, the two servers in turn"
     for words in lengths:
-        bodies = [json.dumps(dict(text=p)).encode() for p in posts_of(words, 200)]
+        bodies = itertools.cycle([json.dumps(dict(text=p)).encode() for p in posts_of(words, 200)])
         for clients in counts:
             found = {k: [] for k in ports}
             for i in range(rounds+1):
@@ -97,7 +99,7 @@ def cells(ports, seconds, rounds, counts, lengths):
 if __name__ == '__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('run', type=Path, help='folder of a finished run')
-    a.add_argument('--seconds', type=float, default=6, help='of a round')
+    a.add_argument('--seconds', type=float, default=8, help='of a round')
     a.add_argument('--rounds', type=int, default=3)
     a = a.parse_args()
     before = os.getloadavg()[0]
