@@ -8,24 +8,27 @@ Docs: https://hatenb.github.io/hatenb/detector/perspective.html.md"""
 __all__ = ['hate_line', 'sources', 'schemas', 'Source', 'served_sources', 'error_body', 'PerspectiveError', 'text_spans', 'Asked',
            'read_request', 'response', 'discovery']
 
-# %% ../../nbs/detector/05b_perspective.ipynb #0b06cfc9
+# %% ../../nbs/detector/05b_perspective.ipynb #d3d4a55a
 import math, re
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple
 
-# %% ../../nbs/detector/05b_perspective.ipynb #06f6bdce
+# %% ../../nbs/detector/05b_perspective.ipynb #6b5ead08
 import regex
 
-# %% ../../nbs/detector/05b_perspective.ipynb #46396323
+# %% ../../nbs/detector/05b_perspective.ipynb #4ba38c5f
 class Source(NamedTuple):
     "Where an attribute's score comes from"
     head: str         # question of the detector
     meaning: str      # what the score is
     read: Callable    # answer → number from 0 to 1, or none
 
-def _prob(question, output):
-    "The probability of an output"
-    return lambda answer: (answer.get(f'{question}_prob') or {}).get(output)
+def _prob(question, *outputs):
+    "The probability of an output, by the first of its names that is there"
+    def _read(answer):
+        values = answer.get(f'{question}_prob') or {}
+        return next((values[o] for o in outputs if o in values), None)
+    return _read
 
 def _toxic(answer):
     "The combined probability if there is one, else that of the class"
@@ -35,15 +38,16 @@ def _not_normal(answer):
     normal = _prob('label', 'normal')(answer)
     return None if normal is None else 1-normal
 
-# %% ../../nbs/detector/05b_perspective.ipynb #532924d6
+# %% ../../nbs/detector/05b_perspective.ipynb #7e2c2324
 hate_line = .5     # from here on, the authors of Measuring Hate Speech speak of hate speech
 
 def _severe(answer):
     score = answer.get('severity')
     return 1/(1+math.exp(hate_line-score)) if isinstance(score, float) else None
 
-# %% ../../nbs/detector/05b_perspective.ipynb #10ee4bbd
-def _attribute(name): return Source('attribute', f'probability that annotators mark “{name}”', _prob('attribute', name))
+# %% ../../nbs/detector/05b_perspective.ipynb #a61514a4
+def _attribute(*names):
+    return Source('attribute', f'probability that annotators mark “{names[0]}”', _prob('attribute', *names))
 
 sources = dict(
     TOXICITY=(Source('toxic', 'probability of toxic', _toxic),
@@ -51,7 +55,7 @@ sources = dict(
     SEVERE_TOXICITY=(Source('label', 'probability of hate speech', _prob('label', 'hatespeech')),
                      Source('score', 'logistic function of severity − ½', _severe)),
     IDENTITY_ATTACK=(_attribute('identity attack'),), INSULT=(_attribute('insult'),),
-    PROFANITY=(_attribute('profanity'), _attribute('profane')), THREAT=(_attribute('threat'),))
+    PROFANITY=(_attribute('profanity', 'profane'),), THREAT=(_attribute('threat'),))
 
 def served_sources(
     answer:dict, # of the detector, to any post that says something
@@ -60,7 +64,7 @@ def served_sources(
     found = {name: next((s for s in some if s.read(answer) is not None), None) for name,some in sources.items()}
     return {name: s for name,s in found.items() if s}
 
-# %% ../../nbs/detector/05b_perspective.ipynb #06bd1621
+# %% ../../nbs/detector/05b_perspective.ipynb #96701dcb
 def _object(**properties): return dict(type='object', properties=properties)
 def _ref(name): return {'$ref': name}
 def _list(of): return dict(type='array', items=of)
@@ -84,7 +88,7 @@ schemas = dict(
     AnalyzeCommentResponse=_object(
         attributeScores=_map(_ref('AttributeScores')), languages=_list(_string), clientToken=_string))
 
-# %% ../../nbs/detector/05b_perspective.ipynb #3b038f97
+# %% ../../nbs/detector/05b_perspective.ipynb #6dd45557
 _statuses = {400: 'INVALID_ARGUMENT', 401: 'UNAUTHENTICATED', 404: 'NOT_FOUND', 429: 'RESOURCE_EXHAUSTED', 500: 'INTERNAL',
              501: 'UNIMPLEMENTED', 503: 'UNAVAILABLE'}
 
@@ -108,7 +112,7 @@ class PerspectiveError(Exception):
 
 def _invalid(message, kind='INVALID_REQUEST', **details): return PerspectiveError(400, message, kind, **details)
 
-# %% ../../nbs/detector/05b_perspective.ipynb #5de03946
+# %% ../../nbs/detector/05b_perspective.ipynb #f13559b4
 _types = dict(object=dict, array=list, string=str, boolean=bool, number=(int,float), integer=int)
 
 def _check(value, schema, place=''):
@@ -126,7 +130,7 @@ def _check(value, schema, place=''):
             raise _invalid(f'Invalid JSON payload received. Unknown name "{k[:100]}"{at}: Cannot find field.')
         _check(v, inner, f'{place}.{k[:100]}'.lstrip('.'))
 
-# %% ../../nbs/detector/05b_perspective.ipynb #6db68e04
+# %% ../../nbs/detector/05b_perspective.ipynb #658bd5e5
 _ends = re.compile(r'(?<=[.!?…])\s|\n')
 
 def text_spans(
@@ -139,7 +143,7 @@ def text_spans(
     spans = [(b, e) for b,e in parts if b < e]
     return spans if len(spans) <= most else [*spans[:most-1], (spans[most-1][0], spans[-1][1])]
 
-# %% ../../nbs/detector/05b_perspective.ipynb #5593d867
+# %% ../../nbs/detector/05b_perspective.ipynb #66bcf795
 def _check_languages(languages, names, text):
     "Raise if the languages of a request are not all English, or the text can't be"
     other = [l for l in languages if not re.fullmatch(r'en(-[A-Za-z0-9-]+)?', l)]
@@ -151,7 +155,7 @@ def _check_languages(languages, names, text):
     if not languages and letters > 2*len(regex.findall(r'\p{Latin}', text)):
         raise _invalid('Unable to detect language', 'LANGUAGE_DETECTION_FAILED')
 
-# %% ../../nbs/detector/05b_perspective.ipynb #e19ffb2b
+# %% ../../nbs/detector/05b_perspective.ipynb #a2935efc
 def _check_comment(comment, most):
     "Raise unless this is plain text, not empty and not too long"
     kind,text = comment.get('type') or 'PLAIN_TEXT',comment.get('text') or ''
@@ -170,7 +174,7 @@ def _check_attributes(asked, served):
         if kind not in ('PROBABILITY','SCORE_TYPE_UNSPECIFIED'):
             raise _invalid(f'Requested score type {kind[:100]} is not supported by attribute {name}')
 
-# %% ../../nbs/detector/05b_perspective.ipynb #69a1f9b4
+# %% ../../nbs/detector/05b_perspective.ipynb #2b112f4e
 @dataclass
 class Asked:
     "A request that can be answered"
@@ -185,7 +189,7 @@ class Asked:
         "The texts to detect: the whole, then its sentences unless there is only one"
         return [self.text, *(self.text[b:e] for b,e in self.spans if len(self.spans) > 1)]
 
-# %% ../../nbs/detector/05b_perspective.ipynb #08546dab
+# %% ../../nbs/detector/05b_perspective.ipynb #33de4736
 def read_request(
     given:Any,               # the JSON of a request
     served:dict[str,Source],
@@ -206,7 +210,7 @@ def read_request(
     thresholds = {k: (v or {}).get('scoreThreshold') for k,v in asked.items()}
     return Asked(text, spans, thresholds, languages or ['en'], given.get('clientToken'))
 
-# %% ../../nbs/detector/05b_perspective.ipynb #4a50ece2
+# %% ../../nbs/detector/05b_perspective.ipynb #bc44a977
 def _scores(answers, spans, source, threshold):
     "The scores of one attribute"
     values = [round(float(source.read(a) or 0), 6) for a in answers]
@@ -227,7 +231,7 @@ def response(
     out = dict(attributeScores=scores, languages=asked.languages)
     return out if asked.client_token is None else out | dict(clientToken=asked.client_token)
 
-# %% ../../nbs/detector/05b_perspective.ipynb #0e74cf54
+# %% ../../nbs/detector/05b_perspective.ipynb #04230d64
 _analyze = dict(
     id='commentanalyzer.comments.analyze', path='v1alpha1/comments:analyze', flatPath='v1alpha1/comments:analyze',
     httpMethod='POST', parameters={}, parameterOrder=[], request=_ref('AnalyzeCommentRequest'),

@@ -7,23 +7,23 @@ Docs: https://hatenb.github.io/hatenb/detector/serving.html.md"""
 # %% auto #0
 __all__ = ['RateLimit', 'Busy', 'Batcher', 'Gate', 'Service', 'make_app', 'read_token', 'serve']
 
-# %% ../../nbs/detector/05_serving.ipynb #f9bc031d
+# %% ../../nbs/detector/05_serving.ipynb #4d757a60
 import asyncio, collections, html, itertools, json, math, os, re, secrets, threading, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-# %% ../../nbs/detector/05_serving.ipynb #59c72c9c
+# %% ../../nbs/detector/05_serving.ipynb #bcbb2a3b
 from fastcore.basics import patch
 
 # %% ../../nbs/detector/05_serving.ipynb #c8e2bc5b
 from ..core import HatenbError
 
-# %% ../../nbs/detector/05_serving.ipynb #28d41e30
+# %% ../../nbs/detector/05_serving.ipynb #f1a5cc89
 from .perspective import PerspectiveError, discovery, error_body, read_request, response, served_sources
 from .runtime import Answerer, Detection, json_line, page_style
 
-# %% ../../nbs/detector/05_serving.ipynb #4c703ffe
+# %% ../../nbs/detector/05_serving.ipynb #d95daa8e
 class RateLimit:
     "So many posts a minute from each address, and as many at once at most"
     def __init__(self,
@@ -43,7 +43,7 @@ class RateLimit:
             if len(self.levels) > self.most: del self.levels[next(iter(self.levels))]    # the one not seen for longest
             return 0. if level >= posts else (posts-level)*60/self.per_minute
 
-# %% ../../nbs/detector/05_serving.ipynb #ccb22daa
+# %% ../../nbs/detector/05_serving.ipynb #265dc787
 class Busy(Exception):
     "Too many posts are waiting; holds the seconds after which to come again"
 
@@ -58,7 +58,7 @@ class Batcher:
         self.detector,self.together,self.pause,self.most,self.seen = detector,together,pause,most,seen
         self.line,self.waiting,self.pace,self.task = collections.deque(),0,.01,None
 
-# %% ../../nbs/detector/05_serving.ipynb #6e05cfd5
+# %% ../../nbs/detector/05_serving.ipynb #3b8b6592
 @patch
 async def __call__(self:Batcher, texts:list[str]) -> list[Detection]:
     "The answers to some texts; raises `Busy` if too many wait, and what the detector raises"
@@ -81,7 +81,7 @@ async def _work(self:Batcher):
             await self._answer(some)
     finally: self.task = None
 
-# %% ../../nbs/detector/05_serving.ipynb #8cbee45c
+# %% ../../nbs/detector/05_serving.ipynb #84b58b61
 @patch
 async def _answer(self:Batcher, some):
     "One call for some requests; after a failure one for each"
@@ -115,7 +115,7 @@ button{font:inherit;padding:.3rem 1.2rem}#said{min-height:1.5em}footer{margin-to
 <p id="said" role="status"></p><div id="answer" aria-live="polite"></div>
 <footer>The post stays on this machine. The answers are a model's guesses: a person decides. MODEL</footer>'''
 
-# %% ../../nbs/detector/05_serving.ipynb #ba6bf6e6
+# %% ../../nbs/detector/05_serving.ipynb #9fdd8d39
 _script = '''<script nonce="NONCE">
 const at = id => document.getElementById(id);
 at('form').addEventListener('submit', async e => {
@@ -145,7 +145,7 @@ def _filled_page(model, most):
               "form-action 'none'; frame-ancestors 'none'")
     return text, {'Content-Security-Policy': policy}
 
-# %% ../../nbs/detector/05_serving.ipynb #2d3a9092
+# %% ../../nbs/detector/05_serving.ipynb #01da669d
 class _Refused(Exception):
     "A request that is not answered: HTTP status, reason, and seconds after which to come again"
     def __init__(self, status, reason, after=None):
@@ -159,12 +159,12 @@ class Gate:
     limit:RateLimit
     most:int                  # characters of a post
 
-# %% ../../nbs/detector/05_serving.ipynb #3ff230d3
+# %% ../../nbs/detector/05_serving.ipynb #526fb972
 @patch
 def check_token(self:Gate, request):
     "Raise unless the request brings the token, if there is one"
     if not self.token: return
-    bearer = request.headers.get('authorization', '').removeprefix('Bearer ')
+    bearer = re.sub(r'(?i)^bearer\s*', '', request.headers.get('authorization', ''))
     given = bearer or request.headers.get('x-goog-api-key') or request.query_params.get('key', '')
     if not secrets.compare_digest(given.encode(), self.token.encode()):
         raise _Refused(401, 'the token is wrong or missing: send Authorization: Bearer TOKEN')
@@ -175,7 +175,7 @@ def count(self:Gate, request, posts:int=1):
     seconds = self.limit.wait(request.client.host if request.client else '', posts)
     if seconds: raise _Refused(429, f'too many posts at once: wait {seconds:.0f} s', math.ceil(seconds))
 
-# %% ../../nbs/detector/05_serving.ipynb #aa173a82
+# %% ../../nbs/detector/05_serving.ipynb #ec1993d0
 @patch
 async def read(self:Gate, request, seconds:float=10.):
     "The JSON of a request that may ask, in that time; raises `_Refused`"
@@ -187,11 +187,11 @@ async def read(self:Gate, request, seconds:float=10.):
             async for piece in request.stream():
                 body += piece
                 if len(body) > most: raise _Refused(413, f'the request is longer than {most:,} bytes')
-    except TimeoutError: raise _Refused(408, f'the request did not arrive within {seconds:.0f} s') from None
+    except TimeoutError: raise _Refused(408, f'the request did not arrive within {seconds:g} s') from None
     try: return json.loads(body)
     except (ValueError, RecursionError): raise _Refused(400, 'this is not JSON') from None
 
-# %% ../../nbs/detector/05_serving.ipynb #b3d48f65
+# %% ../../nbs/detector/05_serving.ipynb #2847216f
 def _texts_of(given, most, many):
     "The texts of a request to `detect`"
     given = given if isinstance(given, dict) else {}
@@ -203,7 +203,7 @@ def _texts_of(given, most, many):
         if len(t) > most: raise _Refused(413, f'post {i} is longer than {most:,} characters')
     return texts
 
-# %% ../../nbs/detector/05_serving.ipynb #72093fcc
+# %% ../../nbs/detector/05_serving.ipynb #f38fb0d3
 @dataclass
 class Service:
     "What the routes share"
@@ -223,7 +223,7 @@ def _import_web():
                           "Install them: pip install 'hatenb[serve]'.") from None
     return fastapi, responses, prometheus_client
 
-# %% ../../nbs/detector/05_serving.ipynb #b58c8f23
+# %% ../../nbs/detector/05_serving.ipynb #e4b409ac
 def _add_page(app, service):
     _,responses,_ = _import_web()
     @app.get('/')
@@ -247,7 +247,7 @@ def _add_detect(app, service):
         body = json_line(dict(answers=answers) if 'texts' in given else answers[0])
         return fastapi.Response(body, media_type='application/json')
 
-# %% ../../nbs/detector/05_serving.ipynb #d6360279
+# %% ../../nbs/detector/05_serving.ipynb #8ece8255
 def _add_perspective(app, service):
     fastapi,_,_ = _import_web()
     gate,served = service.gate,served_sources(service.detector(['hello'])[0])
@@ -264,7 +264,7 @@ def _add_perspective(app, service):
     @app.get('/$discovery/rest')
     def document(request:fastapi.Request): return discovery(str(request.base_url))
 
-# %% ../../nbs/detector/05_serving.ipynb #0344c7f7
+# %% ../../nbs/detector/05_serving.ipynb #9dcc8d97
 _google_says = {401: (400, 'API key not valid. Please pass a valid API key.')}     # as Google's APIs answer a wrong key
 
 def _add_errors(app):
@@ -285,7 +285,7 @@ def _add_errors(app):
     for kind,answer in heard.items(): app.add_exception_handler(kind, answer)
     return _say
 
-# %% ../../nbs/detector/05_serving.ipynb #6e592b1e
+# %% ../../nbs/detector/05_serving.ipynb #3188834d
 def _add_metrics(app, service, say):
     fastapi,_,prometheus = _import_web()
     registry = prometheus.CollectorRegistry()
@@ -315,7 +315,7 @@ def _add_metrics(app, service, say):
         seconds.labels(path, found.status_code).observe(time.perf_counter()-start)
         return found
 
-# %% ../../nbs/detector/05_serving.ipynb #7a0afd42
+# %% ../../nbs/detector/05_serving.ipynb #2ab900fd
 def make_app(
     detector:Answerer,
     most:int=20_480,       # characters of a post
@@ -339,7 +339,7 @@ def make_app(
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
 
-# %% ../../nbs/detector/05_serving.ipynb #81761f24
+# %% ../../nbs/detector/05_serving.ipynb #9a77f02d
 def read_token(
     file:str|Path|None=None, # with the token and nothing else
 ) -> str: # empty if there is none
@@ -353,7 +353,7 @@ def read_token(
         raise HatenbError('the token has other characters than a header can hold', place, 'Use letters and digits.')
     return token
 
-# %% ../../nbs/detector/05_serving.ipynb #c7ad9fa3
+# %% ../../nbs/detector/05_serving.ipynb #ffb56f97
 def serve(
     detector:Answerer,
     host:str='127.0.0.1', # address to listen on
