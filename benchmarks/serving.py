@@ -1,22 +1,26 @@
 """Latency and throughput of `hatenb serve`: 1, 8 and 64 clients, posts of 20 and 200 words, batching on and off.
 
-Two servers of one bundle (int8 ONNX) run side by side, one with batching and one without, and are asked in turn, round by
-round; clients send their next post when the last is answered. Clients and servers share the cores that this process
-may use (`taskset -c 1 python benchmarks/serving.py RUN` for one core), so what the clients cost is in the figures.
+Two servers of one bundle run side by side, answer by the runtime (ONNX), one with batching and one without, and are asked
+in turn, round by round; clients send their next post when the last is answered. Clients and servers share the cores that
+this process may use (`taskset -c 1 python benchmarks/serving.py BUNDLE` for one core), so what the clients cost is in the
+figures. The bundle: `hatenb bundle RUN --out BUNDLE --onnx int8`.
 """
-import argparse, asyncio, contextlib, itertools, json, os, re, socket, subprocess, sys, tempfile, time
+import argparse, asyncio, contextlib, itertools, json, os, random, re, socket, subprocess, sys, time
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 from common import keep
-from hatenb.corpora import load_corpus
-from hatenb.detector import Detector
+from hatenb.core import settings
+from hatenb.detector.runtime import read_manifest
 
 
 def posts_of(words, n):
-    "Posts of so many words each, cut out of HateXplain's test posts laid end to end"
-    stream = [w for p in load_corpus('hatexplain')['test'].shuffle(seed=0)['words'] for w in p]
+    "Posts of so many words each, cut out of HateXplain's posts laid end to end"
+    posts = json.loads((settings().data_path/'hatexplain'/'dataset.json').read_text(encoding='utf-8')).values()
+    some = random.Random(0).sample([p['post_tokens'] for p in posts], 4000)
+    stream = [w for p in some for w in p]
     return [' '.join(stream[i*words:(i+1)*words]) for i in range(min(n, len(stream)//words))]
 
 
@@ -26,13 +30,18 @@ def free_port():
         return s.getsockname()[1]
 
 
+start = """import os, sys
+from hatenb.detector.runtime import Runtime
+from hatenb.detector.serving import serve
+bundle, port, together = sys.argv[1:]
+serve(Runtime(bundle, threads=len(os.sched_getaffinity(0))), port=int(port), together=int(together), per_minute=10**9)"""
+
+
 @contextlib.contextmanager
-def served(bundle, *options):
-    "`hatenb serve` in a process of its own; gives its port"
+def served(bundle, together):
+    "A server in a process of its own; gives its port and the process"
     port = free_port()
-    options = 'serve', '--model', bundle, '--onnx', '--port', port, '--per-minute', 10**9, *options
-    start = 'from hatenb.cli import main; main()'
-    process = subprocess.Popen([sys.executable, '-c', start, *map(str, options)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, '-c', start, bundle, str(port), str(together)])
     try:
         while True:
             try:
@@ -41,7 +50,7 @@ def served(bundle, *options):
             except httpx.TransportError:
                 if process.poll() is not None: sys.exit('the server did not start')
                 time.sleep(.2)
-        yield port
+        yield port, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -64,52 +73,53 @@ async def client(connection, bodies, until):
     return took
 
 
-async def load(port, bodies, clients, seconds):
-    "Seconds of each request, and how long all took"
+async def load(server, bodies, clients, seconds):
+    "Seconds of each request, how long all took, and the server's processor time"
+    port, process = server
+    before = process.cpu_times()
     connections = [await asyncio.open_connection('127.0.0.1', port) for _ in range(clients)]
     start = time.perf_counter()
     found = await asyncio.gather(*(client(c, bodies, start+seconds) for c in connections))
-    spent = time.perf_counter()-start
+    spent, after = time.perf_counter()-start, process.cpu_times()
     for _, writer in connections: writer.close()
-    return [t for each in found for t in each], spent
+    return [t for each in found for t in each], spent, after.user+after.system-before.user-before.system
 
 
 def summary(rounds):
     "What some rounds say together"
-    took = np.concatenate([t for t, _ in rounds])
-    each = [len(t)/s for t, s in rounds]
+    took = np.concatenate([t for t, _, _ in rounds])
+    seconds, processor = (sum(r[i] for r in rounds) for i in (1, 2))
     p50, p95, p99 = (round(1000*float(np.quantile(took, q)), 1) for q in (.5, .95, .99))
-    return dict(requests=len(took), posts_per_second=round(len(took)/sum(s for _, s in rounds), 1), rounds=[round(e, 1) for e in each],
+    return dict(requests=len(took), posts_per_second=round(len(took)/seconds, 1), processor_ms=round(1000*processor/len(took), 2),
+                rounds=[dict(posts_per_second=round(len(t)/s, 1), processor_ms=round(1000*c/len(t), 2)) for t, s, c in rounds],
                 p50_ms=p50, p95_ms=p95, p99_ms=p99)
 
 
-def cells(ports, seconds, rounds, counts, lengths):
+def cells(servers, seconds, rounds, counts, lengths):
     "All combinations, the two servers in turn"
+    for s in servers.values(): asyncio.run(load(s, itertools.cycle([b'{"text": "warm"}']), 1, 1))
     for words in lengths:
         bodies = itertools.cycle([json.dumps(dict(text=p)).encode() for p in posts_of(words, 200)])
         for clients in counts:
-            found = {k: [] for k in ports}
-            for i in range(rounds+1):
-                for k, port in ports.items():
-                    r = asyncio.run(load(port, bodies, clients, seconds if i else 1))
-                    if i: found[k].append(r)           # the first one warms up
-            for k, rs in found.items(): yield dict(words=words, clients=clients, batching=k, **summary(rs))
+            found = {k: [] for k in servers}
+            for _ in range(rounds):
+                for k, s in servers.items(): found[k].append(asyncio.run(load(s, bodies, clients, seconds)))
+            for k, rs in found.items():
+                yield dict(words=words, clients=clients, batching=k, **summary(rs))
+                print(words, clients, k, summary(rs), file=sys.stderr)
 
 
 if __name__ == '__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('run', type=Path, help='folder of a finished run')
+    a.add_argument('bundle', type=Path, help='folder of a bundle with ONNX files')
     a.add_argument('--seconds', type=float, default=8, help='of a round')
     a.add_argument('--rounds', type=int, default=3)
     a = a.parse_args()
-    before = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as tmp:
-        detector = Detector.from_run(a.run)
-        bundle = detector.save(Path(tmp)/'bundle', onnx='int8')
-        with served(bundle) as on, served(bundle, '--no-batching') as off:
-            found = list(cells({True: on, False: off}, a.seconds, a.rounds, (1, 8, 64), (20, 200)))
+    before, m = os.getloadavg()[0], read_manifest(a.bundle)
+    with served(a.bundle, 64) as on, served(a.bundle, 1) as off:
+        found = list(cells({True: on, False: off}, a.seconds, a.rounds, (1, 8, 64), (20, 200)))
     keep('serving', dict(
-        run=detector.record['name'], answers=list(detector.answers), onnx='int8', seconds=a.seconds, rounds=a.rounds,
-        cores=len(os.sched_getaffinity(0)), threads=os.environ.get('OMP_NUM_THREADS'), cells=found,
+        run=m.id, answers=list(m.questions), onnx=m.onnx, seconds=a.seconds, rounds=a.rounds,
+        cores=len(os.sched_getaffinity(0)), cells=found,
         load_before=round(before, 1), load_after=round(os.getloadavg()[0], 1),
         note='clients and servers share the cores; the load is that of the whole machine, where 0 is idle'))
