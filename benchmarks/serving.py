@@ -114,12 +114,13 @@ if __name__ == '__main__':
     a.add_argument('bundle', type=Path, help='folder of a bundle with ONNX files')
     a.add_argument('--seconds', type=float, default=8, help='of a round')
     a.add_argument('--rounds', type=int, default=3)
+    a.add_argument('--together', type=int, default=8, help='posts of a call where batching is on')
     a = a.parse_args()
     before, m = os.getloadavg()[0], read_manifest(a.bundle)
-    with served(a.bundle, 64) as on, served(a.bundle, 1) as off:
+    with served(a.bundle, a.together) as on, served(a.bundle, 1) as off:
         found = list(cells({True: on, False: off}, a.seconds, a.rounds, (1, 8, 64), (20, 200)))
     keep('serving', dict(
-        run=m.id, answers=list(m.questions), onnx=m.onnx, seconds=a.seconds, rounds=a.rounds,
+        run=m.id, answers=list(m.questions), onnx=m.onnx, together=a.together, seconds=a.seconds, rounds=a.rounds,
         cores=len(os.sched_getaffinity(0)), cells=found,
         load_before=round(before, 1), load_after=round(os.getloadavg()[0], 1),
         note='clients and servers share the cores; the load is that of the whole machine, where 0 is idle'))

@@ -456,7 +456,7 @@ def _serve(
     detector = _open(model, onnx)
     print(f'http://{host}:{port}', flush=True)
     serve(detector, host, port, token=token, most=most, many=many, per_minute=per_minute, at_once=at_once,
-          waiting=waiting, together=64 if batching else 1)
+          waiting=waiting, together=8 if batching else 1)
 
 # %% ../nbs/13_cli.ipynb #41ef3ce4
 @app.command('convert-adapter')

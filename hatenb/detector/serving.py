@@ -7,23 +7,23 @@ Docs: https://hatenb.github.io/hatenb/detector/serving.html.md"""
 # %% auto #0
 __all__ = ['RateLimit', 'Busy', 'Batcher', 'Gate', 'Service', 'make_app', 'read_token', 'serve']
 
-# %% ../../nbs/detector/05_serving.ipynb #4d757a60
+# %% ../../nbs/detector/05_serving.ipynb #71c604ad
 import asyncio, collections, html, itertools, json, math, os, re, secrets, threading, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-# %% ../../nbs/detector/05_serving.ipynb #bcbb2a3b
+# %% ../../nbs/detector/05_serving.ipynb #c2e9fc67
 from fastcore.basics import patch
 
 # %% ../../nbs/detector/05_serving.ipynb #c8e2bc5b
 from ..core import HatenbError
 
-# %% ../../nbs/detector/05_serving.ipynb #f1a5cc89
+# %% ../../nbs/detector/05_serving.ipynb #40c1a962
 from .perspective import PerspectiveError, discovery, error_body, read_request, response, served_sources
 from .runtime import Answerer, Detection, json_line, page_style
 
-# %% ../../nbs/detector/05_serving.ipynb #d95daa8e
+# %% ../../nbs/detector/05_serving.ipynb #83facaf0
 class RateLimit:
     "So many posts a minute from each address, and as many at once at most"
     def __init__(self,
@@ -43,7 +43,7 @@ class RateLimit:
             if len(self.levels) > self.most: del self.levels[next(iter(self.levels))]    # the one not seen for longest
             return 0. if level >= posts else (posts-level)*60/self.per_minute
 
-# %% ../../nbs/detector/05_serving.ipynb #265dc787
+# %% ../../nbs/detector/05_serving.ipynb #60f4c30b
 class Busy(Exception):
     "Too many posts are waiting; holds the seconds after which to come again"
 
@@ -51,14 +51,14 @@ class Batcher:
     "Hands posts to a detector, those of several requests in one call"
     def __init__(self,
         detector:Answerer,
-        together:int=64,      # posts from which on a call takes no further request; 1: a call a request
+        together:int=8,       # posts from which on a call takes no further request; 1: a call a request
         pause:float=.002,     # seconds that a call waits for more to come
         most:int=1000,        # posts that may wait
         seen:Callable=lambda posts, seconds: None):   # is told of each call
         self.detector,self.together,self.pause,self.most,self.seen = detector,together,pause,most,seen
         self.line,self.waiting,self.pace,self.task = collections.deque(),0,.01,None
 
-# %% ../../nbs/detector/05_serving.ipynb #3b8b6592
+# %% ../../nbs/detector/05_serving.ipynb #23632172
 @patch
 async def __call__(self:Batcher, texts:list[str]) -> list[Detection]:
     "The answers to some texts; raises `Busy` if too many wait, and what the detector raises"
@@ -81,7 +81,7 @@ async def _work(self:Batcher):
             await self._answer(some)
     finally: self.task = None
 
-# %% ../../nbs/detector/05_serving.ipynb #84b58b61
+# %% ../../nbs/detector/05_serving.ipynb #8b0eabd2
 @patch
 async def _answer(self:Batcher, some):
     "One call for some requests; after a failure one for each"
@@ -115,7 +115,7 @@ button{font:inherit;padding:.3rem 1.2rem}#said{min-height:1.5em}footer{margin-to
 <p id="said" role="status"></p><div id="answer" aria-live="polite"></div>
 <footer>The post stays on this machine. The answers are a model's guesses: a person decides. MODEL</footer>'''
 
-# %% ../../nbs/detector/05_serving.ipynb #9fdd8d39
+# %% ../../nbs/detector/05_serving.ipynb #7ed4a364
 _script = '''<script nonce="NONCE">
 const at = id => document.getElementById(id);
 at('form').addEventListener('submit', async e => {
@@ -145,7 +145,7 @@ def _filled_page(model, most):
               "form-action 'none'; frame-ancestors 'none'")
     return text, {'Content-Security-Policy': policy}
 
-# %% ../../nbs/detector/05_serving.ipynb #01da669d
+# %% ../../nbs/detector/05_serving.ipynb #e914969a
 class _Refused(Exception):
     "A request that is not answered: HTTP status, reason, and seconds after which to come again"
     def __init__(self, status, reason, after=None):
@@ -159,7 +159,7 @@ class Gate:
     limit:RateLimit
     most:int                  # characters of a post
 
-# %% ../../nbs/detector/05_serving.ipynb #526fb972
+# %% ../../nbs/detector/05_serving.ipynb #e509510c
 @patch
 def check_token(self:Gate, request):
     "Raise unless the request brings the token, if there is one"
@@ -175,7 +175,7 @@ def count(self:Gate, request, posts:int=1):
     seconds = self.limit.wait(request.client.host if request.client else '', posts)
     if seconds: raise _Refused(429, f'too many posts at once: wait {seconds:.0f} s', math.ceil(seconds))
 
-# %% ../../nbs/detector/05_serving.ipynb #ec1993d0
+# %% ../../nbs/detector/05_serving.ipynb #ac932ffa
 @patch
 async def read(self:Gate, request, seconds:float=10.):
     "The JSON of a request that may ask, in that time; raises `_Refused`"
@@ -191,7 +191,7 @@ async def read(self:Gate, request, seconds:float=10.):
     try: return json.loads(body)
     except (ValueError, RecursionError): raise _Refused(400, 'this is not JSON') from None
 
-# %% ../../nbs/detector/05_serving.ipynb #2847216f
+# %% ../../nbs/detector/05_serving.ipynb #cb29a4e8
 def _texts_of(given, most, many):
     "The texts of a request to `detect`"
     given = given if isinstance(given, dict) else {}
@@ -203,7 +203,7 @@ def _texts_of(given, most, many):
         if len(t) > most: raise _Refused(413, f'post {i} is longer than {most:,} characters')
     return texts
 
-# %% ../../nbs/detector/05_serving.ipynb #f38fb0d3
+# %% ../../nbs/detector/05_serving.ipynb #fcb15e1d
 @dataclass
 class Service:
     "What the routes share"
@@ -223,7 +223,7 @@ def _import_web():
                           "Install them: pip install 'hatenb[serve]'.") from None
     return fastapi, responses, prometheus_client
 
-# %% ../../nbs/detector/05_serving.ipynb #e4b409ac
+# %% ../../nbs/detector/05_serving.ipynb #c2db129f
 def _add_page(app, service):
     _,responses,_ = _import_web()
     @app.get('/')
@@ -247,7 +247,7 @@ def _add_detect(app, service):
         body = json_line(dict(answers=answers) if 'texts' in given else answers[0])
         return fastapi.Response(body, media_type='application/json')
 
-# %% ../../nbs/detector/05_serving.ipynb #8ece8255
+# %% ../../nbs/detector/05_serving.ipynb #7dc6ae00
 def _add_perspective(app, service):
     fastapi,_,_ = _import_web()
     gate,served = service.gate,served_sources(service.detector(['hello'])[0])
@@ -264,7 +264,7 @@ def _add_perspective(app, service):
     @app.get('/$discovery/rest')
     def document(request:fastapi.Request): return discovery(str(request.base_url))
 
-# %% ../../nbs/detector/05_serving.ipynb #9dcc8d97
+# %% ../../nbs/detector/05_serving.ipynb #314c4336
 _google_says = {401: (400, 'API key not valid. Please pass a valid API key.')}     # as Google's APIs answer a wrong key
 
 def _add_errors(app):
@@ -285,7 +285,7 @@ def _add_errors(app):
     for kind,answer in heard.items(): app.add_exception_handler(kind, answer)
     return _say
 
-# %% ../../nbs/detector/05_serving.ipynb #3188834d
+# %% ../../nbs/detector/05_serving.ipynb #1e108f47
 def _add_metrics(app, service, say):
     fastapi,_,prometheus = _import_web()
     registry = prometheus.CollectorRegistry()
@@ -315,7 +315,7 @@ def _add_metrics(app, service, say):
         seconds.labels(path, found.status_code).observe(time.perf_counter()-start)
         return found
 
-# %% ../../nbs/detector/05_serving.ipynb #2ab900fd
+# %% ../../nbs/detector/05_serving.ipynb #3cbc7975
 def make_app(
     detector:Answerer,
     most:int=20_480,       # characters of a post
@@ -323,7 +323,7 @@ def make_app(
     per_minute:int=6000,   # posts from one address
     at_once:int=128,       # requests that are answered at a time
     waiting:int=1000,      # posts that may wait
-    together:int=64,       # posts that go through the detector in one call; 1: each request by itself
+    together:int=8,        # posts that go through the detector in one call; 1: each request by itself
     pause:float=.002,      # seconds that a call waits for more to come
     token:str='',          # who asks has to bring it; empty: everybody may
     hosts:tuple[str,...]=('127.0.0.1','localhost','[::1]'), # names that it answers to
@@ -339,7 +339,7 @@ def make_app(
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
 
-# %% ../../nbs/detector/05_serving.ipynb #9a77f02d
+# %% ../../nbs/detector/05_serving.ipynb #d17c7b1d
 def read_token(
     file:str|Path|None=None, # with the token and nothing else
 ) -> str: # empty if there is none
@@ -353,7 +353,7 @@ def read_token(
         raise HatenbError('the token has other characters than a header can hold', place, 'Use letters and digits.')
     return token
 
-# %% ../../nbs/detector/05_serving.ipynb #ffb56f97
+# %% ../../nbs/detector/05_serving.ipynb #e8115cb6
 def serve(
     detector:Answerer,
     host:str='127.0.0.1', # address to listen on
