@@ -89,8 +89,7 @@ schemas = dict(
         attributeScores=_map(_ref('AttributeScores')), languages=_list(_string), clientToken=_string))
 
 # %% ../../nbs/detector/05b_perspective.ipynb #6dd45557
-_statuses = {400: 'INVALID_ARGUMENT', 401: 'UNAUTHENTICATED', 404: 'NOT_FOUND', 429: 'RESOURCE_EXHAUSTED', 500: 'INTERNAL',
-             501: 'UNIMPLEMENTED', 503: 'UNAVAILABLE'}
+_statuses = {404: 'NOT_FOUND', 429: 'RESOURCE_EXHAUSTED', 501: 'UNIMPLEMENTED', 503: 'UNAVAILABLE'}
 
 def error_body(
     code:int,
@@ -99,7 +98,8 @@ def error_body(
     **details,     # that go with it
 ) -> dict:
     "An error as Google's APIs write it"
-    error = dict(code=code, message=message, status=_statuses.get(code, 'INVALID_ARGUMENT' if code < 500 else 'INTERNAL'))
+    status = _statuses.get(code, 'INVALID_ARGUMENT' if code < 500 else 'INTERNAL')
+    error = dict(code=code, message=message, status=status)
     where = 'type.googleapis.com/google.commentanalyzer.v1alpha1.Error'
     if kind: error['details'] = [{'@type': where, 'errorType': kind, **details}]
     return dict(error=error)
@@ -202,8 +202,10 @@ def read_request(
     _check_comment(comment, most)
     if {'entries','articleAndParentComment'} <= set(given.get('context', {})):
         raise _invalid('Context can have either entries or article_and_parent_comment, but both fields were populated.')
-    if given.get('dropUnsupportedAttributes'): asked = {k: v for k,v in asked.items() if k in served or k not in sources}
-    if asked or not given.get('dropUnsupportedAttributes'): _check_attributes(asked, served)
+    dropping = given.get('dropUnsupportedAttributes')
+    kept = {k: v for k,v in asked.items() if k in served or k not in sources} if dropping else asked
+    if kept or not asked: _check_attributes(kept, served)
+    asked = kept
     text,languages = comment['text'],given.get('languages', [])
     _check_languages(languages, [*asked, ''], text)
     spans = text_spans(text) if given.get('spanAnnotations') else [(0, len(text))]

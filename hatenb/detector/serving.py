@@ -196,7 +196,8 @@ def _texts_of(given, most, many):
     "The texts of a request to `detect`"
     given = given if isinstance(given, dict) else {}
     texts = given.get('texts', [given.get('text')])
-    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts) or 'text' in given and 'texts' in given:
+    both = 'text' in given and 'texts' in given
+    if both or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
         raise _Refused(422, 'give {"text": "a post"} or {"texts": ["a post", "another"]}')
     if len(texts) > many: raise _Refused(413, f'there are more than {many:,} posts: ask several times')
     for i,t in enumerate(texts):
@@ -272,7 +273,8 @@ def _add_errors(app):
     from starlette.exceptions import HTTPException
     def _say(request, status, message, after=None):
         headers = {} if after is None else {'Retry-After': str(after)}
-        if not request.url.path.startswith('/v1alpha1/'): return responses.JSONResponse(dict(detail=message), status, headers)
+        if not request.url.path.startswith('/v1alpha1/'):
+            return responses.JSONResponse(dict(detail=message), status, headers)
         status,message = _google_says.get(status, (status, message))
         return responses.JSONResponse(error_body(status, message), status, headers)
     heard = {
@@ -291,7 +293,7 @@ def _add_metrics(app, service, say):
     registry = prometheus.CollectorRegistry()
     seconds = prometheus.Histogram('hatenb_request_seconds', 'Time of a request', ['path','status'], registry=registry)
     sizes = tuple(2**i for i in range(11))
-    posts = prometheus.Histogram('hatenb_call_posts', 'Posts of a call of the detector', buckets=sizes, registry=registry)
+    posts = prometheus.Histogram('hatenb_call_posts', 'Posts of a detector call', buckets=sizes, registry=registry)
     spent = prometheus.Counter('hatenb_call_seconds', 'Time in the detector', registry=registry)
     waiting = prometheus.Gauge('hatenb_waiting_posts', 'Posts that wait, or are being read', registry=registry)
     waiting.set_function(lambda: service.batcher.waiting)
