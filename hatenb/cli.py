@@ -443,15 +443,23 @@ def _serve(
     model:Annotated[str, typer.Option(help="a run's folder or name, a bundle's folder, or its name on the hub")]=...,
     host:Annotated[str, typer.Option(help='address to listen on')]='127.0.0.1',
     port:int=8000,
-    most:Annotated[int, typer.Option(help='characters of a post')]=10_000,
-    per_minute:Annotated[int, typer.Option(help='posts a minute from one address')]=60,
+    most:Annotated[int, typer.Option(help='characters of a post')]=20_480,
+    many:Annotated[int, typer.Option(help='posts of a request')]=100,
+    per_minute:Annotated[int, typer.Option(min=1, help='posts a minute from one address')]=6000,
+    at_once:Annotated[int, typer.Option(min=1, help='requests that are answered at a time')]=128,
+    waiting:Annotated[int, typer.Option(min=1, help='posts that may wait')]=1000,
+    batching:Annotated[bool, typer.Option(help='one call of the detector for requests that come together')]=True,
+    token_file:Annotated[Optional[Path], typer.Option(
+        help='a file with the token that who asks has to bring (default: HATENB_TOKEN, if it is set)')]=None,
     onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
 ):
-    "A small local page: type a post, see the four answers"
-    from hatenb.detector import serve
+    "A page to try posts, answers for programs, and Perspective's API; on this machine only, unless told otherwise"
+    from hatenb.detector.serving import read_token, serve
+    token = read_token(token_file)
     detector = _open(model, onnx)
     print(f'http://{host}:{port}', flush=True)
-    serve(detector, host, port, most=most, per_minute=per_minute)
+    serve(detector, host, port, token=token, most=most, many=many, per_minute=per_minute, at_once=at_once,
+          waiting=waiting, together=8 if batching else 1)
 
 # %% ../nbs/13_cli.ipynb #7271db34
 @app.command('score')
