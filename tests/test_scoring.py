@@ -7,7 +7,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from hatenb.core import HatenbError
 from hatenb.detector import scoring
-from hatenb.detector.scoring import Csv, JsonLines, FilePart, Scorer, Source, Text, open_detector, score_files
+from hatenb.detector.scoring import Csv, JsonLines, FilePart, Scorer, PostFile, Text, open_detector, score_files
 from toy import save_toy
 
 POSTS = ['the melquins are slur1', 'a fine day', 'insult1 ixarics', '', 'two\nlines, "quoted"', 'caf\u00e9 \U0001F602']
@@ -54,7 +54,7 @@ def test_each_format_is_answered_as_the_detector_answers(toy, tmp_path, ending):
 def read_all(format, file, most=3, text='text'):
     "(rows, what is broken) of a file, read part by part in an order of chance"
     schema, parts = format.plan(file, text, most)
-    source = Source(str(file), file.name, 0, 0, schema, tuple(parts))
+    source = PostFile(str(file), file.name, 0, 0, schema, tuple(parts))
     read = {p.number: format.read(source, p, text) for p in reversed(parts)}
     assert [p.rows for p in parts[:-1]] == [most]*(len(parts)-1)
     return [r for n in sorted(read) for r in read[n][0].to_pylist()], [b for n in sorted(read) for b in read[n][1]]
@@ -115,7 +115,7 @@ def test_any_json_comes_back(tmp_path_factory, rows):
     file = tmp_path_factory.mktemp('json')/'a.jsonl'
     file.write_text(''.join(json.dumps(r)+'\n' for r in rows))
     schema, parts = JsonLines.plan(file, 'text', 3)
-    source = Source(str(file), 'a', 0, 0, schema, tuple(parts))
+    source = PostFile(str(file), 'a', 0, 0, schema, tuple(parts))
     tables = [JsonLines.read(source, p, 'text') for p in parts]
     assert not any(b for _, b in tables)
     pq.write_table(pa.concat_tables(t for t, _ in tables), file.with_suffix('.parquet'))
