@@ -452,7 +452,8 @@ class Parquet:
             with pq.ParquetFile(source.file, pre_buffer=False, buffer_size=2**20) as f:
                 table = _row_range(f, part, source.schema)
         except (pa.ArrowException, OSError) as e:
-            raise HatenbError(f'a page cannot be read ({_first_line(e)})', source.file, 'Fetch or write it again.') from None
+            what = f'a page cannot be read ({_first_line(e)})'
+            raise HatenbError(what, source.file, 'Fetch or write it again.') from None
         posts = [_is_post(t) for t in table[text].to_pylist()]
         broken = [dict(row=part.at+i, why='there is no text') for i,ok in enumerate(posts) if not ok]
         return table.filter(pa.array(posts, pa.bool_())) if broken else table, broken
