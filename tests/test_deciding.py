@@ -104,12 +104,12 @@ def test_one_head_is_heard_as_it_is(runs):
 
 
 def test_a_number_alone_becomes_a_probability(runs, tmp_path):
-    folder = made(runs, 'mini_mhs/score')
+    folder = made(runs, 'mini/target', 'mini_mhs/score')               # the posts of both corpora are known to be toxic or not
     assert 'toxic' not in Detector.from_run(folder)('a post')          # before anything was chosen
     fit_decisions(folder)
     d = Detector.from_run(folder, dtype='float32')
     mild, bad = d(['the fair was fine', 'no slur1 should live in this town drive them'])
-    assert 0 < mild['toxic'] < bad['toxic'] < 1 and d.answers == ['toxic', 'score']
+    assert 0 < mild['toxic'] < bad['toxic'] < 1 and d.answers == ['toxic', 'target', 'score']
     assert Detector.from_pretrained(d.save(tmp_path/'b'), dtype='float32')('you insult1') == d('you insult1')
 
 
