@@ -8,17 +8,17 @@ Docs: https://hatenb.github.io/hatenb/detector/deciding.html.md"""
 __all__ = ['alike', 'text_of', 'validation_posts', 'fit_weights', 'choose_thresholds', 'measure_point', 'fit_toxic',
            'points_table', 'fit_words', 'fit_decisions', 'decided', 'check_knows', 'toxic_scores']
 
-# %% ../../nbs/detector/02b_deciding.ipynb #80f02f55
+# %% ../../nbs/detector/02b_deciding.ipynb #6b864670
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Callable
 
-# %% ../../nbs/detector/02b_deciding.ipynb #d7ad2dc2
+# %% ../../nbs/detector/02b_deciding.ipynb #c771892b
 import numpy as np, pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit
 
-# %% ../../nbs/detector/02b_deciding.ipynb #6f504cab
+# %% ../../nbs/detector/02b_deciding.ipynb #6128b6b2
 from ..core import HatenbError, progress, provenance, read_json, write_json
 from ..corpora import corpora, load_corpus
 from ..corpora.spans import words_in_spans
@@ -29,7 +29,7 @@ from ..runs import Run
 from .detector import Detector, agreed_threshold, best_line, decisions_file, files_digest
 from .runtime import Answerer, OperatingPoint, Toxic, toxic_probability
 
-# %% ../../nbs/detector/02b_deciding.ipynb #18d0e517
+# %% ../../nbs/detector/02b_deciding.ipynb #c40f14fc
 def text_of(t:pd.DataFrame) -> list[str]:
     "The raw text of the posts of a corpus; their words with spaces between, where nothing else was published"
     return list(t['text']) if 'text' in t else [' '.join(w) for w in t['words']]
@@ -43,7 +43,7 @@ def _toxic_gold(t, corpus):
     out[use] = kind_of(q).toxic_gold(t[use], q)
     return out
 
-# %% ../../nbs/detector/02b_deciding.ipynb #a8577f48
+# %% ../../nbs/detector/02b_deciding.ipynb #57a132b3
 def _places(words, text, corpus):
     "The places of a corpus' words in the text of a post"
     read = pretokenizers[corpora[corpus].pretokenizer](text)
@@ -58,20 +58,21 @@ def _agreed(t, corpus, texts):
     rows = zip(t['words'], texts, t[column])
     return [[p for p,m in zip(_places(w, x, corpus), marks) if m] for w,x,marks in rows]
 
-# %% ../../nbs/detector/02b_deciding.ipynb #78dfb760
+# %% ../../nbs/detector/02b_deciding.ipynb #28b11cad
 def validation_posts(
     names:list[str],      # of corpora
     limit:int|None=None,  # posts of each (default: all)
-) -> pd.DataFrame: # corpus, text, toxic (1, 0, NaN: unknown), agreed (places of words, or none)
-    "The validation posts of corpora, as a detector is asked about them"
+) -> pd.DataFrame: # corpus, origin, text, toxic (1, 0, NaN: unknown), agreed (places of words, or none)
+    "The validation posts of corpora, as a detector is asked about them; of a pool, `origin` is where each came from"
     def _of(c):
         t = load_corpus(c)['validation'].to_pandas()
         t = t if limit is None else t.sample(min(limit, len(t)), random_state=0)
         texts = text_of(t)
-        return pd.DataFrame(dict(corpus=c, text=texts, toxic=_toxic_gold(t, c), agreed=_agreed(t, c, texts)))
+        gold = dict(toxic=_toxic_gold(t, c), agreed=_agreed(t, c, texts))
+        return pd.DataFrame(dict(corpus=c, origin=t['origin'] if 'origin' in t else c, text=texts, **gold))
     return pd.concat(map(_of, names), ignore_index=True)
 
-# %% ../../nbs/detector/02b_deciding.ipynb #99e89a43
+# %% ../../nbs/detector/02b_deciding.ipynb #c1ef7b49
 def fit_weights(
     evidence,  # [posts, heads]
     toxic,     # [posts] bool
@@ -88,7 +89,7 @@ def fit_weights(
     found = minimize(_loss, start, jac=True, method='L-BFGS-B', bounds=bounds).x
     return found[:-1], float(found[-1])
 
-# %% ../../nbs/detector/02b_deciding.ipynb #f2c80156
+# %% ../../nbs/detector/02b_deciding.ipynb #281dd44e
 def _counted(p, toxic, share):
     "Probabilities from high to low, and the weight of toxic and of normal posts down to each"
     order = np.argsort(-p, kind='stable')
@@ -108,7 +109,7 @@ def choose_thresholds(
     out = {'macro-f1': best_line(v, _macro_f1(tp, fp, tp[-1], fp[-1]), np.ones(len(v), bool))}
     return out | {f'false-alarms-{n}': best_line(v, tp, fp <= n/100*fp[-1]) for n in (5, 10)}
 
-# %% ../../nbs/detector/02b_deciding.ipynb #81fdcadb
+# %% ../../nbs/detector/02b_deciding.ipynb #d5e55908
 def _measured(p, toxic, share, threshold):
     "How well a threshold does"
     given,found = p >= threshold,(share*toxic).sum()
@@ -133,7 +134,7 @@ def measure_point(
     measured = {c: _measured(p[use], toxic[use], share[use], threshold) for c,use in parts.items()}
     return OperatingPoint(name, threshold, measured)
 
-# %% ../../nbs/detector/02b_deciding.ipynb #5d354b33
+# %% ../../nbs/detector/02b_deciding.ipynb #4f8bc482
 def _asked(detector, texts, chunk=1024):
     "What the passes say of each text"
     parts = [texts[i:i+chunk] for i in range(0, len(texts), chunk)]
@@ -152,7 +153,7 @@ def fit_toxic(
     "How heads are heard together, with operating points; as the detector has it where there are too few posts"
     m,tasks = detector.manifest,detector.manifest.knowing
     use = np.array([bool(f) for f in found]) & posts['toxic'].notna().to_numpy()
-    toxic,corpus = posts['toxic'].to_numpy()[use] == 1,posts['corpus'][use]
+    toxic,corpus = posts['toxic'].to_numpy()[use] == 1,posts['origin'][use]
     if not tasks or min(toxic.sum(), (~toxic).sum()) < least: return m.toxic
     x,share = detector.evidence([f for f,u in zip(found, use) if u], tasks),_shares(corpus)
     calibrated = len(tasks) == 1 and m.toxic is not None
@@ -162,7 +163,7 @@ def fit_toxic(
     points = [measure_point(n, line, p, toxic, corpus.to_numpy(), share) for n,line in lines.items()]
     return Toxic(dict(zip(tasks, map(float, weights))), bias, tuple(points))
 
-# %% ../../nbs/detector/02b_deciding.ipynb #7b87c0fa
+# %% ../../nbs/detector/02b_deciding.ipynb #86d59f86
 def points_table(toxic:Toxic) -> pd.DataFrame:
     "Operating points, and what they do on validation posts"
     def _row(p, c, v):
@@ -170,7 +171,7 @@ def points_table(toxic:Toxic) -> pd.DataFrame:
         return said | {'macro F1 ↑': v['macro_f1'], 'toxic found ↑': v['found'], 'false alarms ↓': v['false_alarms']}
     return pd.DataFrame([_row(p, c, v) for p in toxic.points for c,v in p.measured.items()])
 
-# %% ../../nbs/detector/02b_deciding.ipynb #e0034421
+# %% ../../nbs/detector/02b_deciding.ipynb #68632c9e
 def fit_words(
     detector:Detector,
     posts:pd.DataFrame, # as `validation_posts` gives them
@@ -196,7 +197,7 @@ def _marked_words(gold, given, posts):
     shares = dict(share_agreed=float(gold.mean()), share_marked=float(given.mean()))
     return dict(posts=posts, words=len(gold), **shares, f1=float(f1))
 
-# %% ../../nbs/detector/02b_deciding.ipynb #5061f940
+# %% ../../nbs/detector/02b_deciding.ipynb #775e0be9
 def fit_decisions(
     folder:str|Path,      # of a finished run
     limit:int|None=None,  # validation posts of each corpus (default: all)
@@ -212,18 +213,18 @@ def fit_decisions(
     detector.manifest = replace(detector.manifest, toxic=toxic)
     lines,measured = fit_words(detector, posts, found)
     chosen = dict(toxic=asdict(toxic) if toxic else None, thresholds=lines, words=measured)
-    counts = posts['corpus'].value_counts(sort=False).to_dict()
+    counts = posts['origin'].value_counts(sort=False).to_dict()
     chosen |= dict(posts=counts, files=files_digest(run), made_by=provenance())
     write_json(decisions_file(run), chosen)
     return chosen
 
-# %% ../../nbs/detector/02b_deciding.ipynb #e239e769
+# %% ../../nbs/detector/02b_deciding.ipynb #43399ebb
 def decided(folder:str|Path) -> bool:
     "Whether a run's folder holds what was chosen for its weights"
     run = Run(folder)
     return decisions_file(run).is_file() and read_json(decisions_file(run)).get('files') == files_digest(run)
 
-# %% ../../nbs/detector/02b_deciding.ipynb #75f187bd
+# %% ../../nbs/detector/02b_deciding.ipynb #f59c586a
 def check_knows(detector:Answerer):
     "Raise `HatenbError` if no head of a detector knows whether a post is toxic"
     if detector.hears_all: return
