@@ -191,7 +191,7 @@ class AskedTask:
     mean: float = 0.         # of what was learned in standard deviations
     sd: float = 1.
 
-# %% ../../nbs/detector/01_runtime.ipynb #b15a7631
+# %% ../../nbs/detector/01_runtime.ipynb #33a264a5
 @dataclass(frozen=True)
 class OperatingPoint:
     "From where on a post is called toxic"
@@ -308,7 +308,7 @@ def _by(key, cls, fields, rows, place):
     if len(out) < len(found): raise _field_error('two have the same name', place)
     return out
 
-# %% ../../nbs/detector/01_runtime.ipynb #041a156c
+# %% ../../nbs/detector/01_runtime.ipynb #c123e88c
 def toxic_from(
     d:dict|None,             # as JSON holds it
     place:Any='the manifest',# for error messages
@@ -440,7 +440,7 @@ def _words(q, values, thresholds, text, spans):
     found = [(w, *span) for w,span in zip(values or [], spans) if w >= line]
     return {q.answer: [dict(word=text[a:b], start=a, end=b, weight=w) for w,a,b in found]}
 
-# %% ../../nbs/detector/01_runtime.ipynb #01de73ff
+# %% ../../nbs/detector/01_runtime.ipynb #27911fd8
 evidences = Registry('evidence')
 
 @evidences.register('others')
@@ -577,7 +577,7 @@ class Answerer:
         return m.toxic is not None and set(m.toxic.weights) <= {t.key for p in self.passes for t in p.tasks}
     def __repr__(self): return f'{type(self).__name__} of {self.id}: {", ".join(self.answers)}'
 
-# %% ../../nbs/detector/01_runtime.ipynb #b0fc4def
+# %% ../../nbs/detector/01_runtime.ipynb #e6b10a05
 @patch(as_prop=True)
 def threshold(self:Answerer) -> float|None:
     "From which probability on a post is called toxic; none if no head knows. Raises `HatenbError` for an unknown point"
@@ -692,7 +692,7 @@ def _toxic(self:Answerer, found:dict) -> dict:
     p = _rounded(toxic_probability(self.evidence([found], m.weights), list(m.weights.values()), m.bias)[0])
     return dict(toxic=p, is_toxic=p >= self.threshold)
 
-# %% ../../nbs/detector/01_runtime.ipynb #9572cc87
+# %% ../../nbs/detector/01_runtime.ipynb #8e19dab9
 def _all_words(text, values, spans):
     return [dict(word=text[a:b], start=a, end=b, weight=w) for w,(a,b) in zip(values, spans)]
 
@@ -725,7 +725,7 @@ def _found(self:Answerer, texts:list[str], batch_size:int=64) -> list[dict]:
         self._hear(p, found, read[p.pretokenizer], batch_size)
     return found
 
-# %% ../../nbs/detector/01_runtime.ipynb #061dcfb4
+# %% ../../nbs/detector/01_runtime.ipynb #4e2a745a
 _breaks = re.compile(r'''(?:(?<=[.!?…])|(?<=[.!?…]["'”’)\]]))\s+|[\r\n\u2028\u2029]+''')
 
 def sentence_spans(text:str) -> list[tuple[int,int]]:
@@ -739,7 +739,7 @@ def _stripped(text, start, end):
     start += len(part)-len(part.lstrip())
     return start, start+len(part.strip())
 
-# %% ../../nbs/detector/01_runtime.ipynb #75e7e07c
+# %% ../../nbs/detector/01_runtime.ipynb #4bab1f3c
 def _placed(d, start, end, by):
     "The answer to a sentence, its words moved to their places in the whole post"
     def _moved(w): return dict(w, start=w['start']+by, end=w['end']+by)
