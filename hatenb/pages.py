@@ -7,9 +7,9 @@ Docs: https://hatenb.github.io/hatenb/pages.html.md"""
 # %% auto #0
 __all__ = ['with_config', 'the_one', 'published_predictions', 'write_gold', 'main_value', 'mean_score', 'main_label',
            'main_metric_of', 'in_digits', 'signed', 'with_interval', 'percent', 'gap', 'in_words', 'listed', 'sentence',
-           'verdicts', 'compared_strategies', 'scorecard', 'table_html', 'scores_html', 'folded', 'all_metrics',
-           'row_styles', 'draw_interval', 'scores_figure', 'differences_figure', 'pairs_of', 'communities_figure',
-           'by_block']
+           'verdicts', 'compared_strategies', 'answer_sentence', 'scorecard', 'table_html', 'scores_html', 'folded',
+           'all_metrics', 'row_styles', 'draw_interval', 'scores_figure', 'differences_figure', 'pairs_of',
+           'communities_figure', 'by_block']
 
 # %% ../nbs/12b_pages.ipynb #6e82a9bc
 import html, textwrap
@@ -147,6 +147,7 @@ _verdicts = {(False,False): 'not significantly different{0} on any task',
 def verdicts(
     pairs:dict[str,dict[str,dict]], # what a row is called → task → difference, corrected
     base:str,                       # what they are compared with
+    noun:str='',                    # that the names go with, e.g. adapters
 ) -> str:
     "How rows compare with their base, as a sentence without its full stop"
     groups = {k: [] for k in _verdicts}
@@ -156,7 +157,8 @@ def verdicts(
     parts,than = [],(f' from {base}',f' than {base}')
     for k,names in groups.items():
         if not names: continue
-        parts.append(f'{listed(names)} {"is" if len(names) == 1 else "are"} {_verdicts[k].format(*than)}')
+        said = listed(names) + (f' {noun}' if noun and noun[:-1] not in names[-1] else '')
+        parts.append(f'{said} {"is" if said == names[0] else "are"} {_verdicts[k].format(*than)}')
         than = '',''
     return '; '.join(parts)
 
@@ -171,11 +173,17 @@ def compared_strategies(
     mains = {t: main_metric_of(t).name for t in tasks}
     table = comparisons_table(study)
     table = table[[mains.get(t) == m for t,m in zip(table['task'], table['metric'])]]
-    name_of = {rs[0]['name']: n for n,rs in rows.items() if len(rs) == 1}
+    name_of = {rs[0]['name']: n for n,rs in rows.items() if len(rs) == 1 and not rs[0]['config']['baseline']}
     table = table[table['run'].isin(name_of)].copy()
     table['corrected'] = false_discovery_control(table['p'])
     by_run = {name_of[run]: {r['task']: r for r in t.to_dict('records')} for run,t in table.groupby('run', sort=False)}
     return rows,{n: by_run[n] for n in rows if n in by_run}
+
+def answer_sentence(pairs:dict[str,dict[str,dict]]) -> str: # as `compared_strategies` gives them
+    "The answer in bold Markdown"
+    one = strategy_label('shared')
+    named = {f'one {n}' if n == one else n: of for n,of in pairs.items()}
+    return f'**{sentence(verdicts(named, "single-task adapters", "adapters"))}**'
 
 # %% ../nbs/12b_pages.ipynb #e4cd4f1d
 def scorecard(

@@ -11,7 +11,7 @@ __all__ = ['tables', 'palette', 'marks', 'strategy_styles', 'main_only', 'qualit
            'train_part_note', 'strategy_style', 'results_figure', 'trained_tasks', 'curves_figure', 'write_report']
 
 # %% ../nbs/12_reports.ipynb #73940323
-import base64, collections, html, io, itertools, textwrap
+import base64, collections, html, io, itertools, numbers, textwrap
 from pathlib import Path
 from typing import Callable
 
@@ -226,7 +226,7 @@ def _cell(v, interval=True):
     if isinstance(v, tuple):
         return f'{v[0]:.3f}' + (f' [{v[1]:.3f}, {v[2]:.3f}]' if interval and v[1] is not None else '')
     if v is None or v == '' or (isinstance(v, float) and np.isnan(v)): return '–'
-    return f'{v:,.0f}' if isinstance(v, (int,float)) else str(v)
+    return f'{v:,.0f}' if isinstance(v, numbers.Number) else str(v)
 
 def _corpora(rows): return len({c.split()[0].rpartition('/')[0] for c in metric_columns(rows)}) > 1
 
