@@ -222,7 +222,8 @@ def table_html(
         kind = ' class="published"' if name in published else ''
         values = ''.join(f'<td class="n">{c}</td>' for c in cells)
         return f'<tr{kind}><th scope="row">{html.escape(name)}{mark}</th>{values}</tr>'
-    head = ''.join(f'<th scope="col" class="n">{html.escape(c)}</th>' for c in columns)
+    def _head(c): return html.escape(c).replace(' ↑', '&nbsp;↑').replace(' ↓', '&nbsp;↓')    # an arrow stays with its name
+    head = ''.join(f'<th scope="col" class="n">{_head(c)}</th>' for c in columns)
     body = ''.join(_row(n, cells) for n,cells in rows.items())
     below = [said]*bool(said) + [f'<sup>{i}</sup> {html.escape(t)}' for i,t in enumerate(texts, 1)]
     label,foot = html.escape(caption),f'<small>{"<br>".join(below)}</small>' if below else ''
