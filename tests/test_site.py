@@ -425,7 +425,9 @@ def test_first_screen_holds_the_answer(opened, name, width):
     assert bottom <= (740 if width < 500 else 900), f'the answer ends {bottom:.0f} px from the top'
 
 
-def test_plots_have_a_white_card_on_a_dark_page(opened):
+def test_a_dark_page_is_dark_but_for_its_plots(opened):
     look = "return [...document.querySelectorAll('main img')].map(i => getComputedStyle(i).backgroundColor)"
-    assert set(opened('results/01_answer', dark=True)(look)) == {'rgb(255, 255, 255)'}
-    assert 'rgb(255, 255, 255)' not in opened('results/01_answer')(look)
+    behind = "return [...document.querySelectorAll('.wide, .cell-output-display')].map(e => getComputedStyle(e).backgroundImage).join()"
+    assert 'rgb(255, 255, 255)' in opened('results/01_answer')(behind)
+    asked = opened('results/01_answer', dark=True)
+    assert 'rgb(255, 255, 255)' not in asked(behind) and set(asked(look)) == {'rgb(255, 255, 255)'}
