@@ -176,7 +176,7 @@ def test_the_demonstration_in_its_smallest(tmp_path):
     assert sorted(len(r['config']['tasks']) for r in neural) == [1]*8 + [4]*6
     assert collections.Counter(r['config']['strategy'] for r in neural) == dict(shared=10, merge=2, fuse=2)
     assert (tmp_path/'demo'/'results.png').read_bytes()[:4] == b'\x89PNG'
-    assert 'single task' in out.stdout and 'multi-task' in out.stdout and 'posts/s' in out.stdout
+    assert 'single-task' in out.stdout and 'multi-task' in out.stdout and 'posts/s' in out.stdout
     assert (tmp_path/'demo'/'report.html').stat().st_size > 10_000
 
 

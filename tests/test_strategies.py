@@ -111,7 +111,7 @@ def test_searched_coefficients_are_those_of_the_best_try(posts):
 
 def test_labels_say_what_a_strategy_is():
     assert all(s.label for s in strategies.values())
-    assert make_strategy('shared', ['mini/label']).label == 'single-task' and make_strategy('shared', TASKS).label == 'multi-task'
+    assert make_strategy('shared', ['mini/label']).label == 'single-task adapter' and make_strategy('shared', TASKS).label == 'multi-task adapter'
 
 
 @pytest.mark.parametrize('name,how,why', [
