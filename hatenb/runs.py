@@ -27,7 +27,7 @@ from .baselines import baselines
 from .composing import Strategy, make_strategy, strategies, strategy_model
 from .core import (HatenbError, atomic_write, digest, file_sha256, read_json, resolve_dtype, seed_everything,
                          settings)
-from .corpora import corpora as known_corpora
+from .corpora import corpora as known_corpora, declare_pool
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import load_predictions
 from .kinds import Head, HeadConfig, kind_of, make_head
@@ -118,8 +118,10 @@ class RunConfig:
     limit: int|None = None               # posts used of each split (default: all)
     seed: int = 0
     sources: tuple|str = ()              # runs that it is made of: folders (or a glob, or names), or configurations
+    pools: dict[str,dict[str,dict]] = field(default_factory=dict) # pool → question → its corpora, see `declare_pool`
 
     def __post_init__(self):
+        for name,pool in self.pools.items(): declare_pool(name, pool)
         object.__setattr__(self, 'tasks', tuple(task_keys(*self.tasks)))
         self._check_tasks()
         self._check_ranges()
@@ -265,8 +267,8 @@ def strategy_of(
 # %% ../nbs/10_runs.ipynb #3dc37252
 _short = {'dtype': {'bfloat16': 'bf16'}}           # values
 _silent = ('rule','variant','learn','coefficients','balancing','quantization','adapter','strategy','dtype','baseline',
-           'matrix','loss','schedule')
-_sections = ('train','heads','adapter_options','strategy_options','balancing_options','loss_options','rule_options',
+           'matrix','loss','schedule','corpora')
+_sections = ('train','heads','pools','adapter_options','strategy_options','balancing_options','loss_options','rule_options',
              'regularisers')
 
 def _said_value(v):
