@@ -324,13 +324,18 @@ def _demo(
     for f in (out/'runs', out/'results.png', out/'report.html'): print(f)
 
 # %% ../nbs/13_cli.ipynb #a91c7e20
-def _open(place, onnx=False):
+def _open(place, onnx=False, operating_point=''):
     "The detector of a run, of a bundle or of a name on the hub; raises `HatenbError` if there is none"
     from hatenb.detector import Detector
+    point = _number_or_name(operating_point)
     if (folder := _finished_run(place)) is None:
-        return Detector.from_pretrained(place, backend='onnx' if onnx else 'torch')
+        return Detector.from_pretrained(place, backend='onnx' if onnx else 'torch', operating_point=point)
     if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle … --onnx int8`.')
-    return Detector.from_run(folder)
+    return Detector.from_run(folder, operating_point=point)
+
+def _number_or_name(text):
+    try: return float(text)
+    except ValueError: return text
 
 def _finished_run(place):
     "The folder of a finished run, by its path or its name; none if it is something else"
@@ -358,7 +363,7 @@ def _json_line(n, line, refuse):
     else: refuse(n, 'there is no "text" that is a string')
 
 # %% ../nbs/13_cli.ipynb #fdedb004
-def _detect_lines(detector, file, jsonl, strict, place):
+def _detect_lines(detector, file, jsonl, strict, place, **options):
     "Answer the lines of a file as JSON lines on standard output"
     from hatenb.detector import json_line
     stopped,waiting = [],collections.deque()
@@ -372,7 +377,7 @@ def _detect_lines(detector, file, jsonl, strict, place):
                 waiting.append(dict(line=n) | ({} if i is None else dict(id=i)))
                 yield text
         except HatenbError as e: stopped.append(e)       # after the lines before it are answered
-    for answer in detector.stream(texts()): print(json_line(waiting.popleft() | answer))
+    for answer in detector.stream(texts(), **options): print(json_line(waiting.popleft() | answer))
     if stopped: raise stopped[0]
 
 # %% ../nbs/13_cli.ipynb #9d883f9f
@@ -387,23 +392,27 @@ def _detect(
     strict:Annotated[bool, typer.Option(help='stop at a line that cannot be read')]=False,
     reveal:Annotated[bool, typer.Option(help='show slurs, where answers are given in words')]=False,
     onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
+    operating_point:Annotated[str, typer.Option(help='from where on a post is toxic: macro-f1, false-alarms-5, '
+        'false-alarms-10, or a probability (default: the first of the model)')]='',
+    sentences:Annotated[bool, typer.Option('--sentences', help='also by sentence')]=False,
+    words:Annotated[bool, typer.Option('--words', help='with the weights of all words, for files')]=False,
 ):
-    "Class, targets, rationale and severity of posts"
+    "Whether posts are toxic; class, targets, rationale and severity"
     if bool(posts) == bool(file):
         what = 'there are posts and a file' if posts else 'there is nothing to detect'
         raise HatenbError(what, 'detect', 'Give one or more posts, or --file.')
     if file not in (None, '-') and not Path(file).is_file():
         raise HatenbError('there is no such file', file, 'Check the path, or give - for standard input.')
-    detector = _open(model, onnx)
-    if posts: return print('\n\n'.join(d.summary(reveal) for d in detector(posts)))
-    _detect_file(detector, file, jsonl, strict)
+    detector = _open(model, onnx, operating_point)
+    if posts: return print('\n\n'.join(d.summary(reveal) for d in detector(posts, sentences=sentences)))
+    _detect_file(detector, file, jsonl, strict, sentences=sentences, words=words)
 
-def _detect_file(detector, file, jsonl, strict):
+def _detect_file(detector, file, jsonl, strict, **options):
     sys.stdout.reconfigure(encoding='utf-8')
     if jsonl is None: jsonl = file.endswith('.jsonl')
     try:
         with open(file, 'rb') if file != '-' else contextlib.nullcontext(sys.stdin.buffer) as lines:
-            _detect_lines(detector, lines, jsonl, strict, file if file != '-' else 'standard input')
+            _detect_lines(detector, lines, jsonl, strict, file if file != '-' else 'standard input', **options)
         sys.stdout.flush()
     except BrokenPipeError:                              # whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -424,15 +433,28 @@ def _bundle(
         raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use float32 or int8.')
     if out and out.exists():
         raise HatenbError('there is something already', out, 'Name a folder that is not there yet, or remove it.')
+    if (folder := _finished_run(run)) is not None: _decide(folder)
     detector = _open(run)
-    tables = {}
+    tables = _alarms(detector) if folder else {}
     if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it
         from hatenb.asking import card_tables
-        tables = card_tables(json.loads(tests.read_text(encoding='utf-8')))
+        tables |= card_tables(json.loads(tests.read_text(encoding='utf-8')))
     if out:
         detector.save(out, onnx=onnx, whole=whole, tables=tables)
         print(f'{out}: {sum(f.stat().st_size for f in out.rglob("*") if f.is_file())/1e6:.1f} MB')
     if push: print(detector.push_to_hub(push, onnx=onnx, whole=whole, tables=tables))
+
+def _decide(folder):
+    "Choose what the detector of a run decides by, unless that was done for its weights"
+    from hatenb.detector.deciding import decided, fit_decisions
+    if decided(folder): return
+    print('choosing weights and thresholds on the validation posts …', file=sys.stderr)
+    fit_decisions(folder)
+
+def _alarms(detector):
+    "What the card says of false alarms"
+    from hatenb.detector.false_alarms import alarm_tables, false_alarm_record
+    return alarm_tables(false_alarm_record(detector, list(detector.record['corpora'])))
 
 # %% ../nbs/13_cli.ipynb #23786f82
 @app.command('serve')
@@ -443,10 +465,11 @@ def _serve(
     most:Annotated[int, typer.Option(help='characters of a post')]=10_000,
     per_minute:Annotated[int, typer.Option(help='posts a minute from one address')]=60,
     onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
+    operating_point:Annotated[str, typer.Option(help='from where on a post is toxic, see `hatenb detect --help`')]='',
 ):
-    "A small local page: type a post, see the four answers"
+    "A small local page: type a post, see the answers"
     from hatenb.detector import serve
-    detector = _open(model, onnx)
+    detector = _open(model, onnx, operating_point)
     print(f'http://{host}:{port}', flush=True)
     serve(detector, host, port, most=most, per_minute=per_minute)
 
