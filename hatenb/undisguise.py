@@ -7,19 +7,19 @@ Docs: https://hatenb.github.io/hatenb/undisguise.html.md"""
 # %% auto #0
 __all__ = ['Plain', 'known_words', 'emoji_name', 'known_parts', 'undisguised', 'undisguised_words']
 
-# %% ../nbs/01c_undisguise.ipynb #069d7380
+# %% ../nbs/01c_undisguise.ipynb #44f6e039
 import functools, itertools, math, unicodedata
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Callable
 
-# %% ../nbs/01c_undisguise.ipynb #2910969c
+# %% ../nbs/01c_undisguise.ipynb #efc54ca8
 import regex
 
-# %% ../nbs/01c_undisguise.ipynb #c29ea7d6
+# %% ../nbs/01c_undisguise.ipynb #3d6e780b
 from .pretokenize import Words
 
-# %% ../nbs/01c_undisguise.ipynb #19616e63
+# %% ../nbs/01c_undisguise.ipynb #8f8fe40a
 @dataclass(frozen=True)
 class Plain:
     "A text as it is read, and where each of its characters stands in the caller's string"
@@ -43,23 +43,23 @@ def _rewritten(plain, pattern, new):
 
 def _one_by_one(text): return [(c, i, i+1) for i,c in enumerate(text)]
 
-# %% ../nbs/01c_undisguise.ipynb #a41c0f70
+# %% ../nbs/01c_undisguise.ipynb #735cad20
 @functools.cache
 def known_words() -> dict[str,int]:
     "Words that posts use, and the rank of each"
     lines = (files('hatenb')/'words.txt').read_text(encoding='utf-8').split()
     return {w: i for i,w in enumerate(lines)}
 
-# %% ../nbs/01c_undisguise.ipynb #c58b008c
+# %% ../nbs/01c_undisguise.ipynb #dee01cfe
 _letter = r'[\p{Latin}\p{Greek}\p{Cyrillic}0-9]'
 _unseen = r'[\u00ad\u034f\u061c\u115f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]'
-_hidden = regex.compile(rf'(?<={_letter}){_unseen}+|{_unseen}+(?={_letter})|(?<={_letter})\p{{Mn}}+')
+_hidden = regex.compile(rf'(?<={_letter}){_unseen}+|(?<!{_unseen}){_unseen}++(?={_letter})|(?<={_letter})\p{{Mn}}+')
 
 def _without_hidden(m):
     made = unicodedata.normalize('NFC', m.string[max(0, m.start()-1):m.end()])
     return None if len(made) == 1 and not regex.match(_unseen, made) else []
 
-# %% ../nbs/01c_undisguise.ipynb #28300188
+# %% ../nbs/01c_undisguise.ipynb #cecd38b6
 _looks_like = dict(zip('ɑаеорсхуіѕјԛԝһԁӏкмтвнгοαυνρκτιχεγωβηАВЕКМНОРСТУХІЅЈΑΒΕΖΗΙΚΜΝΟΡΤΥΧ',
                        'aaeopcxyisjqwhdlkmtbhroauvpktixeywbnABEKMHOPCTYXISJABEZHIKMNOPTYX'))
 _named_letter = regex.compile(r'.*\b(?:LETTER|CAPITAL|DOTLESS|SCRIPT) ([A-Z])')
@@ -74,7 +74,8 @@ def _latin(c):
     named = _named_letter.fullmatch(name) if 'LATIN' in name and category != 'Cf' else None
     return named[1].lower() if named else c
 
-_foreign = regex.compile(r'[\p{L}\p{N}\p{So}\ufe0f]*[^\x00-\x7f\p{M}\s\p{P}][\p{L}\p{N}\p{So}\ufe0f]*')
+_sign = r'[\p{L}\p{N}\p{So}\ufe0f]'
+_foreign = regex.compile(rf'(?<!{_sign})(?=[a-zA-Z0-9]*+{_sign}){_sign}++')
 
 def _with_latin(m):
     letters = [('' if c == '\ufe0f' else _latin(c)) for c in m[0]]
@@ -84,7 +85,7 @@ def _with_latin(m):
         return None
     return [(new_c, i, i+1) for i,(new_c,c) in enumerate(zip(letters, m[0])) if new_c or c != '\ufe0f']
 
-# %% ../nbs/01c_undisguise.ipynb #04f0d79e
+# %% ../nbs/01c_undisguise.ipynb #c64eb617
 _emoji = regex.compile(
     r'(?<!\u200d)[\p{Extended_Pictographic}--[\x00-\xff\U0001f600-\U0001f64f\U0001f910-\U0001f92f\U0001f970-\U0001f97a]]'
     r'[\ufe0f\p{EMod}]*+(?!\u200d)', regex.V1)
@@ -101,7 +102,7 @@ def _with_names(m):
     name,n = emoji_name(m[0][0]),len(m[0])
     return [(' ', 0, 1), (name, 0, n), (' ', n-1, n)] if name else None
 
-# %% ../nbs/01c_undisguise.ipynb #befc4543
+# %% ../nbs/01c_undisguise.ipynb #187532be
 _longest = 18   # letters of a known word that is looked for in a long one
 
 def _cost(piece):
@@ -121,7 +122,7 @@ def known_parts(
     while end: out,end = [word[best[end][1]:end], *out],best[end][1]
     return out
 
-# %% ../nbs/01c_undisguise.ipynb #eab2de3c
+# %% ../nbs/01c_undisguise.ipynb #85c7bd4b
 _stands_for = {'0':'o', '1':'il', '3':'e', '4':'a', '5':'s', '6':'gb', '7':'t', '8':'b', '9':'g', '@':'a', '$':'s',
                '!':'i', '|':'li', '+':'t', '€':'e', '£':'l'}
 _any = ''.join(map(regex.escape, _stands_for))
@@ -149,7 +150,7 @@ def _joined(m):
     parts = [word] if word in known_words() or _known_reading(word) else known_parts(word)
     return _parted(letters, parts, step) if parts else None
 
-# %% ../nbs/01c_undisguise.ipynb #41dedea3
+# %% ../nbs/01c_undisguise.ipynb #95018190
 _mixed = regex.compile(rf'(?<![\p{{L}}\p{{N}}\'’_@#/.:&])(?=[a-zA-Z]*[{_any}])(?=[{_any}]*[a-zA-Z])[a-zA-Z{_any}]++'
                        r'(?![\p{L}\p{N}_]|[./:]\w)')
 _with_unit,_between = regex.compile(r'\$?\d+[a-z]{1,2}'),regex.compile(r'[a-z][0-9$][a-z]')
@@ -172,7 +173,7 @@ def _with_letters(m):
     new = _known_reading(word) or _letter_by_letter(word)
     return _one_by_one(before + new + m[0][len(before)+len(word):]) if new else None
 
-# %% ../nbs/01c_undisguise.ipynb #7bbd47f8
+# %% ../nbs/01c_undisguise.ipynb #e0067d10
 _whole = regex.compile(r'(?<![\p{L}\p{N}@#/.&])[a-zA-Z]*?([a-zA-Z])\1[a-zA-Z]*+(?![\p{L}\p{N}]|[./:]\w)', regex.I)
 
 def _runs(word): return [(c, len(list(same))) for c,same in itertools.groupby(word)]
@@ -203,7 +204,7 @@ def _without_repeats(m):
         at += had
     return out
 
-# %% ../nbs/01c_undisguise.ipynb #7f110057
+# %% ../nbs/01c_undisguise.ipynb #33c8dc28
 _long = regex.compile(r'(?<![\p{L}\p{N}@#/.])[a-zA-Z]{8,300}+(?![\p{L}\p{N}]|[./:]\w)')
 
 def _cut(m):
@@ -212,7 +213,7 @@ def _cut(m):
     count = sum(len(p) > 1 for p in parts) + (parts[:1] == ['i'])
     return _parted(m[0], parts) if count > 2 else None
 
-# %% ../nbs/01c_undisguise.ipynb #8bcd7ddb
+# %% ../nbs/01c_undisguise.ipynb #d562efb9
 _beyond_ascii = {'hidden': (_hidden, _without_hidden), 'alike': (_foreign, _with_latin), 'emoji': (_emoji, _with_names)}
 _within_ascii = {'apart': (_apart, _joined), 'mixed': (_mixed, _with_letters), 'repeated': (_whole, _without_repeats),
                  'together': (_long, _cut)}
