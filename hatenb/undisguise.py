@@ -7,19 +7,19 @@ Docs: https://hatenb.github.io/hatenb/undisguise.html.md"""
 # %% auto #0
 __all__ = ['Plain', 'known_words', 'emoji_name', 'known_parts', 'undisguised', 'undisguised_words']
 
-# %% ../nbs/01c_undisguise.ipynb #44f6e039
+# %% ../nbs/01c_undisguise.ipynb #a69f76a1
 import functools, itertools, math, unicodedata
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Callable
 
-# %% ../nbs/01c_undisguise.ipynb #efc54ca8
+# %% ../nbs/01c_undisguise.ipynb #1bbcce75
 import regex
 
-# %% ../nbs/01c_undisguise.ipynb #3d6e780b
+# %% ../nbs/01c_undisguise.ipynb #54245f5a
 from .pretokenize import Words
 
-# %% ../nbs/01c_undisguise.ipynb #8f8fe40a
+# %% ../nbs/01c_undisguise.ipynb #035f65d4
 @dataclass(frozen=True)
 class Plain:
     "A text as it is read, and where each of its characters stands in the caller's string"
@@ -43,14 +43,14 @@ def _rewritten(plain, pattern, new):
 
 def _one_by_one(text): return [(c, i, i+1) for i,c in enumerate(text)]
 
-# %% ../nbs/01c_undisguise.ipynb #735cad20
+# %% ../nbs/01c_undisguise.ipynb #17c5fcbd
 @functools.cache
 def known_words() -> dict[str,int]:
     "Words that posts use, and the rank of each"
     lines = (files('hatenb')/'words.txt').read_text(encoding='utf-8').split()
     return {w: i for i,w in enumerate(lines)}
 
-# %% ../nbs/01c_undisguise.ipynb #dee01cfe
+# %% ../nbs/01c_undisguise.ipynb #7423d506
 _letter = r'[\p{Latin}\p{Greek}\p{Cyrillic}0-9]'
 _unseen = r'[\u00ad\u034f\u061c\u115f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]'
 _hidden = regex.compile(rf'(?<={_letter}){_unseen}+|(?<!{_unseen}){_unseen}++(?={_letter})|(?<={_letter})\p{{Mn}}+')
@@ -59,7 +59,7 @@ def _without_hidden(m):
     made = unicodedata.normalize('NFC', m.string[max(0, m.start()-1):m.end()])
     return None if len(made) == 1 and not regex.match(_unseen, made) else []
 
-# %% ../nbs/01c_undisguise.ipynb #cecd38b6
+# %% ../nbs/01c_undisguise.ipynb #cfacaafd
 _looks_like = dict(zip('ɑаеорсхуіѕјԛԝһԁӏкмтвнгοαυνρκτιχεγωβηАВЕКМНОРСТУХІЅЈΑΒΕΖΗΙΚΜΝΟΡΤΥΧ',
                        'aaeopcxyisjqwhdlkmtbhroauvpktixeywbnABEKMHOPCTYXISJABEZHIKMNOPTYX'))
 _named_letter = regex.compile(r'.*\b(?:LETTER|CAPITAL|DOTLESS|SCRIPT) ([A-Z])')
@@ -81,11 +81,11 @@ def _with_latin(m):
     letters = [('' if c == '\ufe0f' else _latin(c)) for c in m[0]]
     new = ''.join(letters)
     if len(new) < 2 or not any(a != b and a for a,b in zip(letters, m[0])): return None
-    if not regex.search('[a-zA-Z]', m[0]) and any(c in _looks_like for c in m[0]) and new.lower() not in known_words():
-        return None
+    is_latin = any(a.isascii() and a.isalpha() and c not in _looks_like for a,c in zip(letters, m[0]))
+    if not is_latin and new.lower() not in known_words(): return None
     return [(new_c, i, i+1) for i,(new_c,c) in enumerate(zip(letters, m[0])) if new_c or c != '\ufe0f']
 
-# %% ../nbs/01c_undisguise.ipynb #c64eb617
+# %% ../nbs/01c_undisguise.ipynb #14bf9b79
 _emoji = regex.compile(
     r'(?<!\u200d)[\p{Extended_Pictographic}--[\x00-\xff\U0001f600-\U0001f64f\U0001f910-\U0001f92f\U0001f970-\U0001f97a]]'
     r'[\ufe0f\p{EMod}]*+(?!\u200d)', regex.V1)
@@ -102,27 +102,27 @@ def _with_names(m):
     name,n = emoji_name(m[0][0]),len(m[0])
     return [(' ', 0, 1), (name, 0, n), (' ', n-1, n)] if name else None
 
-# %% ../nbs/01c_undisguise.ipynb #187532be
+# %% ../nbs/01c_undisguise.ipynb #dc0ff575
 _longest = 18   # letters of a known word that is looked for in a long one
 
 def _cost(piece):
-    rank = known_words().get(piece, math.inf)
-    rare_stump = len(piece) < 3 and rank > 60 or len(piece) == 1 and piece not in 'ai'
-    return math.inf if rare_stump else math.log(10*(rank+2))
+    rank = known_words().get(piece)
+    if rank is None or len(piece) < 3 and rank > 60 or len(piece) == 1 and piece not in 'ai': return 8+2*len(piece)
+    return math.log(10*(rank+2))
 
 def known_parts(
     word:str, # lower-case letters
 ) -> list[str]:
-    "The known words that it is made of; none if some part is unknown, or if the parts are rare and short"
+    "The words that it is made of; none if too much of it is unknown, or if the words are rare and short"
     best = [(0., 0)]      # for each end: the cost of the cheapest way, and where its last word begins
     for end in range(1, len(word)+1):
         best.append(min((best[start][0]+_cost(word[start:end]), start) for start in range(max(0, end-_longest), end)))
-    if best[-1][0] > 2.1*len(word): return []
     out,end = [],len(word)
     while end: out,end = [word[best[end][1]:end], *out],best[end][1]
-    return out
+    many = sum(len(p) > 1 for p in out) > 3       # so many words are there by chance only if they cost much
+    return out if best[-1][0] <= (3 if many else 2.2)*len(word) else []
 
-# %% ../nbs/01c_undisguise.ipynb #85c7bd4b
+# %% ../nbs/01c_undisguise.ipynb #34c1fd55
 _stands_for = {'0':'o', '1':'il', '3':'e', '4':'a', '5':'s', '6':'gb', '7':'t', '8':'b', '9':'g', '@':'a', '$':'s',
                '!':'i', '|':'li', '+':'t', '€':'e', '£':'l'}
 _any = ''.join(map(regex.escape, _stands_for))
@@ -143,38 +143,45 @@ _apart = regex.compile(
     rf'(?<![\p{{L}}\p{{N}};\'’])[a-zA-Z@$](?:([ ._\-*~,/|+]{{1,3}})[a-zA-Z{_any}])(?:\1[a-zA-Z{_any}])+(?![\p{{L}}\p{{N}}])')
 
 def _joined(m):
-    if '.' in m[1] and m.string[m.end():m.end()+1] == '.': return None
+    if len(m[0]) < 8 and '.' in m[1] and m.string[m.end():m.end()+1] == '.': return None
     step = len(m[1])+1
     letters = m[0][::step]
     word = letters.lower()
-    parts = [word] if word in known_words() or _known_reading(word) else known_parts(word)
-    return _parted(letters, parts, step) if parts else None
+    whole = word in known_words() or _known_reading(word)
+    parts = [] if whole else known_parts(word)
+    return _parted(letters, parts, step) if whole or parts or len(word) > 4 else None
 
-# %% ../nbs/01c_undisguise.ipynb #95018190
+# %% ../nbs/01c_undisguise.ipynb #1903f3e4
 _mixed = regex.compile(rf'(?<![\p{{L}}\p{{N}}\'’_@#/.:&])(?=[a-zA-Z]*[{_any}])(?=[{_any}]*[a-zA-Z])[a-zA-Z{_any}]++'
                        r'(?![\p{L}\p{N}_]|[./:]\w)')
-_with_unit,_between = regex.compile(r'\$?\d+[a-z]{1,2}'),regex.compile(r'[a-z][0-9$][a-z]')
-_edge = '!|+'
+_with_unit = regex.compile(r'\$?\d*(?:1st|2nd|3rd|\dth|\d(?:am|pm|ft|kg|km|cm|mm|lbs?|yrs?|yo|hrs?|gb|mb|[a-z]))')
+_between = regex.compile(r'[a-z][0-9$@!|][a-z]')
 
-def _is_ordinary(word):
+def _is_ordinary(word, reading):
+    "Whether digits and signs are no letters in it; a known word with a number before or after it is commoner than what it reads"
+    if len(word) < 3 or word.isalpha() or word in known_words() or _with_unit.fullmatch(word): return True
     bare = word.strip(''.join(_stands_for))
-    numbered = bare in known_words() and (word[0] == '@' or word.replace(bare, '').isdigit())
-    return len(word) < 3 or word.isalpha() or word in known_words() or _with_unit.fullmatch(word) or numbered
+    rank,numbered = known_words().get(bare), word[0] == '@' or word.replace(bare, '').isdigit()
+    return len(bare) > 1 and rank is not None and numbered and not (reading and known_words()[reading] < rank)
 
 def _letter_by_letter(word):
-    odd = '@' in word or len(word) < 4 or not _between.search(word) or regex.search(r'\d\d', word)
-    few = 2*sum(map(str.isalpha, word)) < len(word)
-    return '' if odd or few else ''.join(_stands_for.get(c, c)[0] for c in word)
+    signs = len(word)-sum(map(str.isalpha, word))
+    single = signs == 1 and not regex.search('[0-9$]', word)           # no!but
+    if single or len(word) < 4 or 2*signs > len(word) or word[0] == '@' or regex.search(r'\d\d|@[a-z]{3,}$', word): return ''
+    return ''.join(_stands_for.get(c, c)[0] for c in word) if _between.search(word) else ''
 
 def _with_letters(m):
-    word = m[0].lower().strip(_edge)
-    if _is_ordinary(word): return None
-    before = m[0][:len(m[0])-len(m[0].lstrip(_edge))]
-    new = _known_reading(word) or _letter_by_letter(word)
-    return _one_by_one(before + new + m[0][len(before)+len(word):]) if new else None
+    word = m[0].lower().rstrip('!+')
+    reading = _known_reading(word)
+    if not reading: word = word.lstrip('!+|')
+    reading = reading or _known_reading(word)
+    if _is_ordinary(word, reading): return None
+    at = m[0].lower().index(word)
+    new = reading or _letter_by_letter(word)
+    return _one_by_one(m[0][:at] + new + m[0][at+len(word):]) if new else None
 
-# %% ../nbs/01c_undisguise.ipynb #e0067d10
-_whole = regex.compile(r'(?<![\p{L}\p{N}@#/.&])[a-zA-Z]*?([a-zA-Z])\1[a-zA-Z]*+(?![\p{L}\p{N}]|[./:]\w)', regex.I)
+# %% ../nbs/01c_undisguise.ipynb #813c744c
+_whole = regex.compile(r'(?<![\p{L}\p{N}@#/.&])[a-zA-Z]{4,}+(?![\p{L}\p{N}]|[./:]\w)')
 
 def _runs(word): return [(c, len(list(same))) for c,same in itertools.groupby(word)]
 def _once(word): return ''.join(c for c,_ in itertools.groupby(word))
@@ -195,17 +202,20 @@ def _squeezed(word):
 
 def _without_repeats(m):
     word = m[0].lower()
+    if word in known_words(): return None
     repeats = [n for _,n in _runs(word) if n > 1]
-    if word in known_words() or len(_once(word)) < 3 or max(repeats) < 3 and len(repeats) < 2: return None
-    if not (new := _squeezed(word)): return None
+    if len(_once(word)) < 2 or max(repeats, default=0) < 3 and len(repeats) < 2: return None
+    most_repeat = len(repeats) > max(3, len(_once(word))/2)
+    new = _squeezed(word) or most_repeat and [(c, 1) for c in _once(word)]
+    if not new: return None
     out,at = [],0
     for (_,n),(_,had) in zip(new, _runs(word)):
         out += [(m[0][at+i], at+i, at+i+1) for i in range(n-1)] + [(m[0][at+n-1], at+n-1, at+had)]
         at += had
     return out
 
-# %% ../nbs/01c_undisguise.ipynb #33c8dc28
-_long = regex.compile(r'(?<![\p{L}\p{N}@#/.])[a-zA-Z]{8,300}+(?![\p{L}\p{N}]|[./:]\w)')
+# %% ../nbs/01c_undisguise.ipynb #be835af5
+_long = regex.compile(r'(?<![\p{L}\p{N}@#/.])[a-zA-Z]{8,2000}+(?![\p{L}\p{N}]|[./:]\w)')
 
 def _cut(m):
     word = m[0].lower()
@@ -213,7 +223,7 @@ def _cut(m):
     count = sum(len(p) > 1 for p in parts) + (parts[:1] == ['i'])
     return _parted(m[0], parts) if count > 2 else None
 
-# %% ../nbs/01c_undisguise.ipynb #d562efb9
+# %% ../nbs/01c_undisguise.ipynb #4c195f4f
 _beyond_ascii = {'hidden': (_hidden, _without_hidden), 'alike': (_foreign, _with_latin), 'emoji': (_emoji, _with_names)}
 _within_ascii = {'apart': (_apart, _joined), 'mixed': (_mixed, _with_letters), 'repeated': (_whole, _without_repeats),
                  'together': (_long, _cut)}

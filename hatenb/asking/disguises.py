@@ -8,15 +8,15 @@ Docs: https://hatenb.github.io/hatenb/asking/disguises.html.md"""
 __all__ = ['disguises', 'read_corpora', 'ways', 'disguised', 'line_at', 'disguise_metrics', 'share_read_otherwise',
            'disguise_record', 'detector_scores', 'disguises_table', 'disguises_text']
 
-# %% ../../nbs/asking/03_disguises.ipynb #5d7fa0be
+# %% ../../nbs/asking/03_disguises.ipynb #706a5874
 import copy, dataclasses, functools, unicodedata
 from pathlib import Path
 from typing import Callable
 
-# %% ../../nbs/asking/03_disguises.ipynb #49fa5311
+# %% ../../nbs/asking/03_disguises.ipynb #b5d46a71
 import numpy as np, pandas as pd, regex
 
-# %% ../../nbs/asking/03_disguises.ipynb #53b0797e
+# %% ../../nbs/asking/03_disguises.ipynb #ad63b0d0
 from .functional import toxic_posts
 from ..bootstrap import estimates, mean_of, subset_of
 from ..core import HatenbError, Registry, derive_seed, provenance
@@ -24,7 +24,7 @@ from ..corpora import corpora, locate
 from ..pretokenize import pretokenizers
 from ..undisguise import emoji_name, known_words, undisguised_words
 
-# %% ../../nbs/asking/03_disguises.ipynb #8c0883c3
+# %% ../../nbs/asking/03_disguises.ipynb #caad1c6b
 disguises = Registry('disguise')    # name → function (text, generator) → text
 _words = regex.compile(r'(?:<\w+>|https?:|www\.|[@#&]\w)\S*(*SKIP)(*FAIL)|(?<!\p{L})[a-zA-Z]{3,}(?!\p{L})')
 
@@ -41,7 +41,7 @@ def disguised(
     "The texts in this disguise; what each becomes depends on the seed and the text alone"
     return [disguises[name](t, np.random.default_rng(derive_seed(seed, name, t))) for t in texts]
 
-# %% ../../nbs/asking/03_disguises.ipynb #c5541e81
+# %% ../../nbs/asking/03_disguises.ipynb #6033c47b
 _signs = dict(a='4@', b='8', e='3', g='9', i='1!', l='1|', o='0', s='5$', t='7')
 
 def _some(places, g):
@@ -57,7 +57,7 @@ def _replaced(word, table, g):
 
 disguises['digits'] = _each_word(lambda word, g: _replaced(word, _signs, g))
 
-# %% ../../nbs/asking/03_disguises.ipynb #bbad8935
+# %% ../../nbs/asking/03_disguises.ipynb #d77334e3
 _alphabet = 'abcdefghijklmnopqrstuvwxyz'
 _scripts = [chr(start+i) for start in (0xff41, 0x1d41a, 0x1d4ea, 0x1d5ba, 0x24d0) for i in range(26)]
 _alikes = {c: ''.join(x for x in _scripts if unicodedata.normalize('NFKC', x) == c) for c in _alphabet}
@@ -66,7 +66,7 @@ _alikes |= {k: _alikes[k]+v for k,v in dict(a='аɑᴀα', c='сᴄ', d='ԁᴅ',
 
 disguises['lookalikes'] = _each_word(lambda word, g: _replaced(word, _alikes, g))
 
-# %% ../../nbs/asking/03_disguises.ipynb #c1220ac3
+# %% ../../nbs/asking/03_disguises.ipynb #4b34f9e0
 _invisible = '\u200b\u200c\u200d\u2060\u00ad\ufeff\u0336\u0335'
 
 disguises['invisible'] = _each_word(lambda word, g: word[0] + ''.join(str(g.choice(list(_invisible)))+c for c in word[1:]))
@@ -77,17 +77,17 @@ def _apart(text, g):
     sign = str(g.choice(list(' .-_*')))
     return _words.sub(lambda m: sign.join(m[0]), text)
 
-# %% ../../nbs/asking/03_disguises.ipynb #39b37f6f
+# %% ../../nbs/asking/03_disguises.ipynb #c51ab655
 @disguises.register('together')
 def _together(text, g): return regex.sub(r'(?<=\b[a-zA-Z]+) (?=[a-zA-Z]+\b)', '', text)
 
-# %% ../../nbs/asking/03_disguises.ipynb #69e086c0
+# %% ../../nbs/asking/03_disguises.ipynb #24d8ffe1
 @functools.cache
 def _emoji_of():
     "Word → emoji of that name"
     found = {}
     for c in map(chr, range(0x2600, 0x1fb00)):
-        if unicodedata.category(c) == 'So' and (name := emoji_name(c)): found.setdefault(name, []).append(c)
+        if regex.match(r'\p{Emoji}', c) and (name := emoji_name(c)): found.setdefault(name, []).append(c)
     return found
 
 @disguises.register('emoji')
@@ -98,7 +98,7 @@ def _emoji(text, g):
         return str(g.choice(known.get(word) or known.get(word.removesuffix('s')) or [m[0]]))
     return _words.sub(_one, text)
 
-# %% ../../nbs/asking/03_disguises.ipynb #2fc578c8
+# %% ../../nbs/asking/03_disguises.ipynb #722c4c65
 def line_at(
     scores:np.ndarray,  # of posts that are not toxic
     rate:float,         # of false alarms, at most
@@ -124,7 +124,7 @@ def disguise_metrics(
         out[name] = estimates(measured, {}, len(toxic), n_boot, 0)
     return out
 
-# %% ../../nbs/asking/03_disguises.ipynb #66d84260
+# %% ../../nbs/asking/03_disguises.ipynb #1aef2de6
 def share_read_otherwise(
     corpus:str,           # a corpus with a validation split
 ) -> dict: # posts, share
@@ -133,7 +133,7 @@ def share_read_otherwise(
     changed = [undisguised_words(t, read).words != read(t).words for t in texts]
     return dict(posts=len(changed), share=float(np.mean(changed)))
 
-# %% ../../nbs/asking/03_disguises.ipynb #306d2221
+# %% ../../nbs/asking/03_disguises.ipynb #34185d01
 read_corpora = 'hatexplain','dynahate','mhs_share','davidson','hatemoji','implicit_hate'
 ways = {'as given': False, 'undisguised': True}
 
@@ -163,7 +163,7 @@ def disguise_record(
     ordinary = {c: share_read_otherwise(c) for c in read_corpora if locate(corpora[c])}
     return made_by | dict(rate=rate, found=found, touched=touched, ordinary=ordinary, provenance=provenance())
 
-# %% ../../nbs/asking/03_disguises.ipynb #89a8ca80
+# %% ../../nbs/asking/03_disguises.ipynb #5d477ff1
 def detector_scores(
     detector,            # a `Detector` or `Runtime`
     undisguises:bool,    # whether it shall undo disguises
@@ -185,7 +185,7 @@ def _toxic_score(answer, manifest):
         raise HatenbError('the detector does not say whether a post is toxic', manifest.id, 'Ask one with classes.')
     return float(np.mean(said))
 
-# %% ../../nbs/asking/03_disguises.ipynb #8514a99e
+# %% ../../nbs/asking/03_disguises.ipynb #3da1afb7
 def disguises_table(
     record:dict,
     corpus:str,
