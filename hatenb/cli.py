@@ -293,19 +293,28 @@ def _explain(
 # %% ../nbs/13_cli.ipynb #9fd0d05d
 @app.command('functional')
 def _functional(
-    runs:Annotated[Optional[list[Path]], typer.Argument(help='folders of finished runs with a label or a score')]=None,
+    runs:Annotated[Optional[list[Path]], typer.Argument(
+        help='folders of finished runs with a label or a score, or of bundles')]=None,
     linear:Annotated[Optional[list[str]], typer.Option(
         help='a corpus: ask a linear model of its posts, too (again for more)')]=None,
     out:Annotated[Optional[Path], typer.Option(help='write a record of each here, e.g. results/functional')]=None,
 ):
-    "Functional tests of finished runs, and their toxic score on other corpora"
+    "Functional tests of finished runs and of bundles, and their toxic score on other corpora"
     from hatenb.core import write_json
-    from hatenb.asking import functional_run, functional_text, linear_record
+    from hatenb.asking import functional_text, linear_record
     if not (runs or linear):
         raise HatenbError('there is nothing to ask', 'functional', 'Name folders of finished runs, or --linear CORPUS.')
-    for record in (*map(functional_run, runs or ()), *map(linear_record, linear or ())):
+    for record in (*map(_functional_record, runs or ()), *map(linear_record, linear or ())):
         print(functional_text(record) + '\n')
         if out: print(f'record: {write_json(out/(record.get("name", record["id"])+".json"), record)}')
+
+def _functional_record(place):
+    "Of a run by its first head that knows, of a bundle by all of them, at its operating point"
+    from hatenb.asking import functional_record, functional_run
+    if not (place/'detector.json').is_file(): return functional_run(place)
+    from hatenb.detector.deciding import toxic_scores
+    detector = _open(str(place))
+    return functional_record(toxic_scores(detector), dict(id=detector.id, config=detector.record['config']))[0]
 
 # %% ../nbs/13_cli.ipynb #1f70e94a
 @app.command('disguises')

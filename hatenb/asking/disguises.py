@@ -6,25 +6,26 @@ Docs: https://hatenb.github.io/hatenb/asking/disguises.html.md"""
 
 # %% auto #0
 __all__ = ['disguises', 'read_corpora', 'ways', 'disguised', 'line_at', 'disguise_metrics', 'share_read_otherwise',
-           'disguise_record', 'detector_scores', 'disguises_table', 'disguises_text']
+           'disguise_record', 'detector_scores', 'disguises_table', 'disguises_text', 'worst_loss', 'costly_disguises',
+           'disguises_markdown', 'disguises_figure']
 
-# %% ../../nbs/asking/03_disguises.ipynb #706a5874
+# %% ../../nbs/asking/03_disguises.ipynb #11bfa84d
 import copy, dataclasses, functools, unicodedata
-from pathlib import Path
 from typing import Callable
 
-# %% ../../nbs/asking/03_disguises.ipynb #b5d46a71
+# %% ../../nbs/asking/03_disguises.ipynb #6262c303
 import numpy as np, pandas as pd, regex
 
-# %% ../../nbs/asking/03_disguises.ipynb #ad63b0d0
+# %% ../../nbs/asking/03_disguises.ipynb #e6e785b2
 from .functional import toxic_posts
 from ..bootstrap import estimates, mean_of, subset_of
 from ..core import HatenbError, Registry, derive_seed, provenance
 from ..corpora import corpora, locate
 from ..pretokenize import pretokenizers
-from ..undisguise import emoji_name, known_words, undisguised_words
+from ..reports import marks, palette
+from ..undisguise import emoji_name, undisguised_words
 
-# %% ../../nbs/asking/03_disguises.ipynb #caad1c6b
+# %% ../../nbs/asking/03_disguises.ipynb #3900fbb4
 disguises = Registry('disguise')    # name → function (text, generator) → text
 _words = regex.compile(r'(?:<\w+>|https?:|www\.|[@#&]\w)\S*(*SKIP)(*FAIL)|(?<!\p{L})[a-zA-Z]{3,}(?!\p{L})')
 
@@ -41,7 +42,7 @@ def disguised(
     "The texts in this disguise; what each becomes depends on the seed and the text alone"
     return [disguises[name](t, np.random.default_rng(derive_seed(seed, name, t))) for t in texts]
 
-# %% ../../nbs/asking/03_disguises.ipynb #6033c47b
+# %% ../../nbs/asking/03_disguises.ipynb #4b87c011
 _signs = dict(a='4@', b='8', e='3', g='9', i='1!', l='1|', o='0', s='5$', t='7')
 
 def _some(places, g):
@@ -57,7 +58,7 @@ def _replaced(word, table, g):
 
 disguises['digits'] = _each_word(lambda word, g: _replaced(word, _signs, g))
 
-# %% ../../nbs/asking/03_disguises.ipynb #d77334e3
+# %% ../../nbs/asking/03_disguises.ipynb #8187db81
 _alphabet = 'abcdefghijklmnopqrstuvwxyz'
 _scripts = [chr(start+i) for start in (0xff41, 0x1d41a, 0x1d4ea, 0x1d5ba, 0x24d0) for i in range(26)]
 _alikes = {c: ''.join(x for x in _scripts if unicodedata.normalize('NFKC', x) == c) for c in _alphabet}
@@ -66,7 +67,7 @@ _alikes |= {k: _alikes[k]+v for k,v in dict(a='аɑᴀα', c='сᴄ', d='ԁᴅ',
 
 disguises['lookalikes'] = _each_word(lambda word, g: _replaced(word, _alikes, g))
 
-# %% ../../nbs/asking/03_disguises.ipynb #4b34f9e0
+# %% ../../nbs/asking/03_disguises.ipynb #dc4e5bfb
 _invisible = '\u200b\u200c\u200d\u2060\u00ad\ufeff\u0336\u0335'
 
 disguises['invisible'] = _each_word(lambda word, g: word[0] + ''.join(str(g.choice(list(_invisible)))+c for c in word[1:]))
@@ -77,11 +78,11 @@ def _apart(text, g):
     sign = str(g.choice(list(' .-_*')))
     return _words.sub(lambda m: sign.join(m[0]), text)
 
-# %% ../../nbs/asking/03_disguises.ipynb #c51ab655
+# %% ../../nbs/asking/03_disguises.ipynb #2541ccf0
 @disguises.register('together')
 def _together(text, g): return regex.sub(r'(?<=\b[a-zA-Z]+) (?=[a-zA-Z]+\b)', '', text)
 
-# %% ../../nbs/asking/03_disguises.ipynb #24d8ffe1
+# %% ../../nbs/asking/03_disguises.ipynb #ab862eb6
 @functools.cache
 def _emoji_of():
     "Word → emoji of that name"
@@ -98,7 +99,7 @@ def _emoji(text, g):
         return str(g.choice(known.get(word) or known.get(word.removesuffix('s')) or [m[0]]))
     return _words.sub(_one, text)
 
-# %% ../../nbs/asking/03_disguises.ipynb #722c4c65
+# %% ../../nbs/asking/03_disguises.ipynb #8f89eef0
 def line_at(
     scores:np.ndarray,  # of posts that are not toxic
     rate:float,         # of false alarms, at most
@@ -124,7 +125,7 @@ def disguise_metrics(
         out[name] = estimates(measured, {}, len(toxic), n_boot, 0)
     return out
 
-# %% ../../nbs/asking/03_disguises.ipynb #1aef2de6
+# %% ../../nbs/asking/03_disguises.ipynb #22fa2778
 def share_read_otherwise(
     corpus:str,           # a corpus with a validation split
 ) -> dict: # posts, share
@@ -133,7 +134,7 @@ def share_read_otherwise(
     changed = [undisguised_words(t, read).words != read(t).words for t in texts]
     return dict(posts=len(changed), share=float(np.mean(changed)))
 
-# %% ../../nbs/asking/03_disguises.ipynb #34185d01
+# %% ../../nbs/asking/03_disguises.ipynb #af5b8c3c
 read_corpora = 'hatexplain','dynahate','mhs_share','davidson','hatemoji','implicit_hate'
 ways = {'as given': False, 'undisguised': True}
 
@@ -148,6 +149,7 @@ def disguise_record(
     most:int=1000,                      # posts of each
     rate:float=.1,                      # of false alarms on the posts as they were
     n_boot:int=1000,
+    ordinary=read_corpora,              # corpora whose posts are read both ways, if they are at hand
 ) -> dict:
     "What is found of validation posts, before and after each disguise, by way of reading and corpus"
     found = {way: {} for way in scores}
@@ -160,10 +162,10 @@ def disguise_record(
         for way,score in scores.items():
             after = {k: np.asarray(score(v)) for k,v in other.items()}
             found[way][c] = disguise_metrics(toxic, np.asarray(score(texts)), after, rate, n_boot)
-    ordinary = {c: share_read_otherwise(c) for c in read_corpora if locate(corpora[c])}
-    return made_by | dict(rate=rate, found=found, touched=touched, ordinary=ordinary, provenance=provenance())
+    shares = {c: share_read_otherwise(c) for c in ordinary if locate(corpora[c])}
+    return made_by | dict(rate=rate, found=found, touched=touched, ordinary=shares, provenance=provenance())
 
-# %% ../../nbs/asking/03_disguises.ipynb #5d477ff1
+# %% ../../nbs/asking/03_disguises.ipynb #906562cd
 def detector_scores(
     detector,            # a `Detector` or `Runtime`
     undisguises:bool,    # whether it shall undo disguises
@@ -185,7 +187,7 @@ def _toxic_score(answer, manifest):
         raise HatenbError('the detector does not say whether a post is toxic', manifest.id, 'Ask one with classes.')
     return float(np.mean(said))
 
-# %% ../../nbs/asking/03_disguises.ipynb #3da1afb7
+# %% ../../nbs/asking/03_disguises.ipynb #1086daa0
 def disguises_table(
     record:dict,
     corpus:str,
@@ -205,3 +207,60 @@ def disguises_text(record:dict) -> str:
         lines += [f'{c}:', disguises_table(record, c).to_string(index=False, float_format='{:.3f}'.format)]
     read = ', '.join(f'{c} {v["share"]:.2%}' for c,v in record['ordinary'].items())
     return '\n'.join([*lines, f'posts with a word that is read otherwise: {read}'])
+
+# %% ../../nbs/asking/03_disguises.ipynb #e00c8de4
+def worst_loss(
+    records:list[dict],
+    way:str,         # of reading
+) -> tuple[float,str,str]: # how much recall is lost, under which disguise, on which corpus
+    "The disguise that costs most recall"
+    return max((v['loss']['value'], k, c) for r in records for c,found in r['found'][way].items()
+               for k,v in found.items() if k)
+
+def costly_disguises(
+    records:list[dict],
+    way:str,         # of reading
+    most:float=.05,  # recall that may be lost
+) -> list[str]:
+    "The disguises that cost more recall than that, on some corpus"
+    return sorted({k for r in records for found in r['found'][way].values()
+                   for k,v in found.items() if k and v['loss']['value'] > most})
+
+# %% ../../nbs/asking/03_disguises.ipynb #a141f358
+def _percent(v): return f'{100*v["value"]:.1f} ({100*v["low"]:.1f} to {100*v["high"]:.1f})'
+
+def _markdown_row(r, c, k):
+    "A row of the table: a detector's corpus and disguise"
+    both = [r['found'][way][c][k] for way in r['found']]
+    changed = f'{r["touched"][c][k]:.0%}' if k else ''
+    cells = [_percent(v[m]) if k or m != 'loss' else '' for m in ('recall','loss','false_alarms') for v in both]
+    return ' | '.join([c, k or '**none**', changed, *cells])
+
+def disguises_markdown(records:list[dict]) -> str:
+    "All figures, in percent with 95 % intervals"
+    titles = {'recall': 'recall ↑', 'loss': 'recall lost ↓', 'false_alarms': 'false alarms ↓'}
+    head = ['corpus','disguise','posts changed', *(f'{t}, {way}' for t in titles.values() for way in records[0]['found'])]
+    rows = [_markdown_row(r, c, k) for r in records for c,found in next(iter(r['found'].values())).items() for k in found]
+    return '\n'.join(f'| {row} |' for row in [' | '.join(head), ' | '.join(['---']*len(head)), *rows])
+
+# %% ../../nbs/asking/03_disguises.ipynb #897636d4
+def _draw_losses(ax, r, corpus):
+    "Losses by disguise, a mark a way of reading"
+    for j,(way,found) in enumerate(r['found'].items()):
+        loss = {k: v['loss'] for k,v in found[corpus].items() if k}
+        y = np.arange(len(loss)) + .15*(2*j-1)
+        ax.hlines(y, [100*v['low'] for v in loss.values()], [100*v['high'] for v in loss.values()], color=palette[j], lw=1)
+        ax.plot([100*v['value'] for v in loss.values()], y, marks[j], color=palette[j], ls='', label=way)
+    ax.axvline(5, color='.4', lw=1)
+    ax.set(yticks=range(len(loss)), yticklabels=list(loss), xlabel='recall lost (points)', title=corpus)
+    ax.grid(alpha=.3)
+
+def disguises_figure(records:list[dict]):
+    "Recall that each disguise costs, a panel a detector and corpus"
+    import matplotlib.pyplot as plt
+    panels = [(r, c) for r in records for c in next(iter(r['found'].values()))]
+    fig,axes = plt.subplots(1, len(panels), figsize=(1+3.2*len(panels), 3.2), layout='constrained', sharey=True, squeeze=False)
+    for ax,(r,c) in zip(axes[0], panels): _draw_losses(ax, r, c)
+    axes[0][0].invert_yaxis()
+    fig.legend(*axes[0][0].get_legend_handles_labels(), fontsize=9, loc='outside upper center', ncols=2)
+    return fig

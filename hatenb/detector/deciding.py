@@ -6,28 +6,30 @@ Docs: https://hatenb.github.io/hatenb/detector/deciding.html.md"""
 
 # %% auto #0
 __all__ = ['alike', 'text_of', 'validation_posts', 'fit_weights', 'choose_thresholds', 'measure_point', 'fit_toxic',
-           'points_table', 'fit_words', 'fit_decisions', 'decided']
+           'points_table', 'fit_words', 'fit_decisions', 'decided', 'check_knows', 'toxic_scores']
 
-# %% ../../nbs/detector/02b_deciding.ipynb #bd10db2f
+# %% ../../nbs/detector/02b_deciding.ipynb #80f02f55
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Callable
 
-# %% ../../nbs/detector/02b_deciding.ipynb #2b573fa4
+# %% ../../nbs/detector/02b_deciding.ipynb #d7ad2dc2
 import numpy as np, pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit
 
-# %% ../../nbs/detector/02b_deciding.ipynb #ed018e35
-from ..core import progress, provenance, read_json, write_json
+# %% ../../nbs/detector/02b_deciding.ipynb #6f504cab
+from ..core import HatenbError, progress, provenance, read_json, write_json
 from ..corpora import corpora, load_corpus
 from ..corpora.spans import words_in_spans
 from ..kinds import has_gold, kind_of
+from ..kinds.base import move_to_half
 from ..pretokenize import pretokenizers
 from ..runs import Run
 from .detector import Detector, agreed_threshold, best_line, decisions_file, files_digest
-from .runtime import OperatingPoint, Toxic, toxic_probability
+from .runtime import Answerer, OperatingPoint, Toxic, toxic_probability
 
-# %% ../../nbs/detector/02b_deciding.ipynb #ea65bef1
+# %% ../../nbs/detector/02b_deciding.ipynb #18d0e517
 def text_of(t:pd.DataFrame) -> list[str]:
     "The raw text of the posts of a corpus; their words with spaces between, where nothing else was published"
     return list(t['text']) if 'text' in t else [' '.join(w) for w in t['words']]
@@ -41,7 +43,7 @@ def _toxic_gold(t, corpus):
     out[use] = kind_of(q).toxic_gold(t[use], q)
     return out
 
-# %% ../../nbs/detector/02b_deciding.ipynb #6969114f
+# %% ../../nbs/detector/02b_deciding.ipynb #a8577f48
 def _places(words, text, corpus):
     "The places of a corpus' words in the text of a post"
     read = pretokenizers[corpora[corpus].pretokenizer](text)
@@ -56,7 +58,7 @@ def _agreed(t, corpus, texts):
     rows = zip(t['words'], texts, t[column])
     return [[p for p,m in zip(_places(w, x, corpus), marks) if m] for w,x,marks in rows]
 
-# %% ../../nbs/detector/02b_deciding.ipynb #84bae909
+# %% ../../nbs/detector/02b_deciding.ipynb #78dfb760
 def validation_posts(
     names:list[str],      # of corpora
     limit:int|None=None,  # posts of each (default: all)
@@ -69,7 +71,7 @@ def validation_posts(
         return pd.DataFrame(dict(corpus=c, text=texts, toxic=_toxic_gold(t, c), agreed=_agreed(t, c, texts)))
     return pd.concat(map(_of, names), ignore_index=True)
 
-# %% ../../nbs/detector/02b_deciding.ipynb #50c825df
+# %% ../../nbs/detector/02b_deciding.ipynb #99e89a43
 def fit_weights(
     evidence,  # [posts, heads]
     toxic,     # [posts] bool
@@ -86,7 +88,7 @@ def fit_weights(
     found = minimize(_loss, start, jac=True, method='L-BFGS-B', bounds=bounds).x
     return found[:-1], float(found[-1])
 
-# %% ../../nbs/detector/02b_deciding.ipynb #c0e019dd
+# %% ../../nbs/detector/02b_deciding.ipynb #f2c80156
 def _counted(p, toxic, share):
     "Probabilities from high to low, and the weight of toxic and of normal posts down to each"
     order = np.argsort(-p, kind='stable')
@@ -106,7 +108,7 @@ def choose_thresholds(
     out = {'macro-f1': best_line(v, _macro_f1(tp, fp, tp[-1], fp[-1]), np.ones(len(v), bool))}
     return out | {f'false-alarms-{n}': best_line(v, tp, fp <= n/100*fp[-1]) for n in (5, 10)}
 
-# %% ../../nbs/detector/02b_deciding.ipynb #e534d470
+# %% ../../nbs/detector/02b_deciding.ipynb #81fdcadb
 def _measured(p, toxic, share, threshold):
     "How well a threshold does"
     given,found = p >= threshold,(share*toxic).sum()
@@ -131,7 +133,7 @@ def measure_point(
     measured = {c: _measured(p[use], toxic[use], share[use], threshold) for c,use in parts.items()}
     return OperatingPoint(name, threshold, measured)
 
-# %% ../../nbs/detector/02b_deciding.ipynb #415b2fb2
+# %% ../../nbs/detector/02b_deciding.ipynb #5d354b33
 def _asked(detector, texts, chunk=1024):
     "What the passes say of each text"
     parts = [texts[i:i+chunk] for i in range(0, len(texts), chunk)]
@@ -160,7 +162,7 @@ def fit_toxic(
     points = [measure_point(n, line, p, toxic, corpus.to_numpy(), share) for n,line in lines.items()]
     return Toxic(dict(zip(tasks, map(float, weights))), bias, tuple(points))
 
-# %% ../../nbs/detector/02b_deciding.ipynb #eadc3609
+# %% ../../nbs/detector/02b_deciding.ipynb #7b87c0fa
 def points_table(toxic:Toxic) -> pd.DataFrame:
     "Operating points, and what they do on validation posts"
     def _row(p, c, v):
@@ -168,7 +170,7 @@ def points_table(toxic:Toxic) -> pd.DataFrame:
         return said | {'macro F1 ↑': v['macro_f1'], 'toxic found ↑': v['found'], 'false alarms ↓': v['false_alarms']}
     return pd.DataFrame([_row(p, c, v) for p in toxic.points for c,v in p.measured.items()])
 
-# %% ../../nbs/detector/02b_deciding.ipynb #ef974910
+# %% ../../nbs/detector/02b_deciding.ipynb #e0034421
 def fit_words(
     detector:Detector,
     posts:pd.DataFrame, # as `validation_posts` gives them
@@ -177,8 +179,10 @@ def fit_words(
     "The threshold of words that marks no more of them than annotators agreed on, and what it does"
     lines,measured = {},{}
     for q in (q for q in detector.manifest.questions.values() if q.per == 'word'):
+        corpus = {k.partition('/')[0] for k,t in detector.manifest.tasks.items() if t.question == q.name}
+        asked = zip(found, posts['agreed'].where(posts['corpus'].isin(corpus), None))
         rows = [(marks, *f[q.name], detector._toxic(f).get('is_toxic', True))
-                for f,marks in zip(found, posts['agreed']) if q.name in f and marks is not None]
+                for f,marks in asked if q.name in f and isinstance(marks, list)]
         if not rows: continue
         golds = [words_in_spans(spans, marks) for marks,_,spans,_ in rows]
         values = [np.asarray(v)*shown for _,v,_,shown in rows]
@@ -192,7 +196,7 @@ def _marked_words(gold, given, posts):
     shares = dict(share_agreed=float(gold.mean()), share_marked=float(given.mean()))
     return dict(posts=posts, words=len(gold), **shares, f1=float(f1))
 
-# %% ../../nbs/detector/02b_deciding.ipynb #65a8429c
+# %% ../../nbs/detector/02b_deciding.ipynb #5061f940
 def fit_decisions(
     folder:str|Path,      # of a finished run
     limit:int|None=None,  # validation posts of each corpus (default: all)
@@ -213,8 +217,25 @@ def fit_decisions(
     write_json(decisions_file(run), chosen)
     return chosen
 
-# %% ../../nbs/detector/02b_deciding.ipynb #1c70620d
+# %% ../../nbs/detector/02b_deciding.ipynb #e239e769
 def decided(folder:str|Path) -> bool:
     "Whether a run's folder holds what was chosen for its weights"
     run = Run(folder)
     return decisions_file(run).is_file() and read_json(decisions_file(run)).get('files') == files_digest(run)
+
+# %% ../../nbs/detector/02b_deciding.ipynb #75f187bd
+def check_knows(detector:Answerer):
+    "Raise `HatenbError` if no head of a detector knows whether a post is toxic"
+    if detector.hears_all: return
+    raise HatenbError('the detector does not say what is toxic', detector.folder,
+                      'Take one with a head that knows, e.g. label.')
+
+def toxic_scores(
+    detector:Answerer,
+) -> Callable:        # texts → a frame with `toxic_score`, see `functional_record`
+    "The detector's probability that texts are toxic, moved so that its operating point lies at one half"
+    check_knows(detector)
+    def _scores(texts):
+        p = [d['toxic'] for d in detector(iter(texts))]
+        return pd.DataFrame(dict(toxic_score=move_to_half(p, detector.threshold)))
+    return _scores

@@ -7,18 +7,17 @@ Docs: https://hatenb.github.io/hatenb/detector/false_alarms.html.md"""
 # %% auto #0
 __all__ = ['normal_mentions', 'neutral_cases', 'false_alarm_table', 'false_alarm_record', 'alarm_tables']
 
-# %% ../../nbs/detector/06_false_alarms.ipynb #30957ce1
+# %% ../../nbs/detector/06_false_alarms.ipynb #9f4961b8
 import numpy as np, pandas as pd
 from scipy.stats import binomtest
 
-# %% ../../nbs/detector/06_false_alarms.ipynb #30d3513b
-from ..core import HatenbError
+# %% ../../nbs/detector/06_false_alarms.ipynb #b2bf6f83
 from ..corpora import corpora, load_corpus, locate
 from ..kinds import has_gold, kind_of
-from .deciding import text_of
+from .deciding import check_knows, text_of
 from .runtime import Answerer
 
-# %% ../../nbs/detector/06_false_alarms.ipynb #10a61910
+# %% ../../nbs/detector/06_false_alarms.ipynb #ad4bb3cb
 def normal_mentions(
     names:list[str], # of corpora
 ) -> pd.DataFrame:   # source, communities (a list a post), text
@@ -37,7 +36,7 @@ def _normal_posts(corpus):
     source = f'{corpora[corpus].title}, normal validation posts'
     return pd.DataFrame(dict(source=source, communities=named, text=text_of(t)))
 
-# %% ../../nbs/detector/06_false_alarms.ipynb #1157ce6b
+# %% ../../nbs/detector/06_false_alarms.ipynb #0da0aeed
 _neutral = 'ident_neutral_nh'    # HateCheck's name of the functionality
 
 def neutral_cases() -> pd.DataFrame: # source, communities (a list a post), text
@@ -48,7 +47,7 @@ def neutral_cases() -> pd.DataFrame: # source, communities (a list a post), text
     named = [[c] for c in t['community']]
     return pd.DataFrame(dict(source='HateCheck, neutral mentions', communities=named, text=t['text']))
 
-# %% ../../nbs/detector/06_false_alarms.ipynb #707d30cd
+# %% ../../nbs/detector/06_false_alarms.ipynb #f0681350
 def _row(source, community, toxic):
     "How many of some posts are called toxic, with Wilson's interval"
     n,k = len(toxic),int(toxic.sum())
@@ -60,9 +59,7 @@ def false_alarm_table(
     posts:pd.DataFrame, # source, communities (a list a post), text; all of them normal
 ) -> pd.DataFrame: # source, community, posts, false_alarms (share), low, high (95 % interval)
     "The share of normal posts that are called toxic, by community; raises `HatenbError` if no head knows"
-    if not detector.hears_all:
-        raise HatenbError('the detector does not say what is toxic', detector.folder,
-                          'Take one with a head that knows, e.g. label.')
+    check_knows(detector)
     toxic = np.array([d['is_toxic'] for d in detector(iter(posts['text']))], bool)
     rows = []
     for source,t in posts.assign(toxic=toxic).groupby('source', sort=False):
@@ -72,7 +69,7 @@ def false_alarm_table(
         if none.any(): rows.append(_row(source, 'names none', t['toxic'][none]))
     return pd.DataFrame(rows, columns=['source','community','posts','false_alarms','low','high'])
 
-# %% ../../nbs/detector/06_false_alarms.ipynb #26f5f290
+# %% ../../nbs/detector/06_false_alarms.ipynb #74983d79
 def false_alarm_record(
     detector:Answerer,
     names:list[str], # of the corpora it learned from

@@ -192,7 +192,7 @@ class AskedTask:
     mean: float = 0.         # of what was learned in standard deviations
     sd: float = 1.
 
-# %% ../../nbs/detector/01_runtime.ipynb #de7899ed
+# %% ../../nbs/detector/01_runtime.ipynb #b15a7631
 @dataclass(frozen=True)
 class OperatingPoint:
     "From where on a post is called toxic"
@@ -311,7 +311,7 @@ def _by(key, cls, fields, rows, place):
     if len(out) < len(found): raise _field_error('two have the same name', place)
     return out
 
-# %% ../../nbs/detector/01_runtime.ipynb #bc2c728d
+# %% ../../nbs/detector/01_runtime.ipynb #041a156c
 def toxic_from(
     d:dict|None,             # as JSON holds it
     place:Any='the manifest',# for error messages
@@ -351,6 +351,8 @@ def _check_names(m, place):
             if k not in registry: _no(f'there is no {registry.sort} {k!r}')
         if q.negative and q.negative not in q.outputs: _no(f'the question {q.name} has no output {q.negative!r}')
         if q.evidence and q.evidence not in evidences: _no(f'there is no {evidences.sort} {q.evidence!r}')
+        if q.evidence and (q.per == 'word' or q.evidence == 'others' and not q.negative):
+            _no(f'{q.name} cannot say whether a post is toxic')
     for t in m.tasks.values():
         if t.pretokenizer not in pretokenizers: _no(f'there is no pretokenizer {t.pretokenizer!r}')
         if t.question not in m.questions: _no(f'there is no question {t.question!r}')
@@ -441,7 +443,7 @@ def _words(q, values, thresholds, text, spans):
     found = [(w, *span) for w,span in zip(values or [], spans) if w >= line]
     return {q.answer: [dict(word=text[a:b], start=a, end=b, weight=w) for w,a,b in found]}
 
-# %% ../../nbs/detector/01_runtime.ipynb #402b5440
+# %% ../../nbs/detector/01_runtime.ipynb #01de73ff
 evidences = Registry('evidence')
 
 @evidences.register('others')
@@ -578,7 +580,7 @@ class Answerer:
         return m.toxic is not None and set(m.toxic.weights) <= {t.key for p in self.passes for t in p.tasks}
     def __repr__(self): return f'{type(self).__name__} of {self.id}: {", ".join(self.answers)}'
 
-# %% ../../nbs/detector/01_runtime.ipynb #2ed6f993
+# %% ../../nbs/detector/01_runtime.ipynb #b0fc4def
 @patch(as_prop=True)
 def threshold(self:Answerer) -> float|None:
     "From which probability on a post is called toxic; none if no head knows. Raises `HatenbError` for an unknown point"
@@ -693,7 +695,7 @@ def _toxic(self:Answerer, found:dict) -> dict:
     p = _rounded(toxic_probability(self.evidence([found], m.weights), list(m.weights.values()), m.bias)[0])
     return dict(toxic=p, is_toxic=p >= self.threshold)
 
-# %% ../../nbs/detector/01_runtime.ipynb #2fb2342a
+# %% ../../nbs/detector/01_runtime.ipynb #9572cc87
 def _all_words(text, values, spans):
     return [dict(word=text[a:b], start=a, end=b, weight=w) for w,(a,b) in zip(values, spans)]
 
@@ -732,7 +734,7 @@ def _found(self:Answerer, texts:list[str], batch_size:int=64) -> list[dict]:
         self._hear(p, found, read[p.pretokenizer], batch_size)
     return found
 
-# %% ../../nbs/detector/01_runtime.ipynb #8c8bc9f7
+# %% ../../nbs/detector/01_runtime.ipynb #061dcfb4
 _breaks = re.compile(r'''(?:(?<=[.!?…])|(?<=[.!?…]["'”’)\]]))\s+|[\r\n\u2028\u2029]+''')
 
 def sentence_spans(text:str) -> list[tuple[int,int]]:
@@ -746,7 +748,7 @@ def _stripped(text, start, end):
     start += len(part)-len(part.lstrip())
     return start, start+len(part.strip())
 
-# %% ../../nbs/detector/01_runtime.ipynb #f585ac6f
+# %% ../../nbs/detector/01_runtime.ipynb #75e7e07c
 def _placed(d, start, end, by):
     "The answer to a sentence, its words moved to their places in the whole post"
     def _moved(w): return dict(w, start=w['start']+by, end=w['end']+by)
