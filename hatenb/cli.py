@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/cli.html.md"""
 __all__ = ['app', 'main']
 
 # %% ../nbs/13_cli.ipynb #5ab475f6
-import collections, contextlib, dataclasses, importlib, inspect, json, os, sys, warnings
+import collections, contextlib, dataclasses, importlib, inspect, json, os, sys, textwrap, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -188,7 +188,8 @@ def _study(
     study = Study.load(path)
     records = run_study(study, workers=workers)
     print(_results(records, study.titles))
-    for line in _best_on_validation(records): print(line)
+    for line in _best_on_validation(records):
+        print(textwrap.fill(line, 100, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False))
     if not publish: return
     count = len(publish_records(records, publish, not records_only, study))
     print(f'published {count} records to {publish}')
@@ -341,11 +342,13 @@ def _demo(
     out:Annotated[Path, typer.Option(help='where the runs, the plot and the page go')]=Path('demo'),
     limit:Annotated[Optional[int], typer.Option(help='posts of each split')]=None,
     epochs:Annotated[Optional[int], typer.Option(help='passes over the posts')]=None,
+    workers:Annotated[Optional[int], typer.Option(min=1, help='processes (default: one a core, up to 4)')]=None,
 ):
     "The whole comparison in small, on the embedded encoder"
     from hatenb.reports import results_figure, write_report
-    from hatenb.studies import demo_study, run_study
-    records = run_study(demo_study(settings().data_path is not None, limit, epochs), out/'runs')
+    from hatenb.studies import core_shares, demo_study, run_study
+    study = demo_study(settings().data_path is not None, limit, epochs)
+    records = run_study(study, out/'runs', workers=workers or min(4, len(core_shares(1)[0])))
     print(_results(records))
     results_figure(records).savefig(out/'results.png', dpi=150, bbox_inches='tight')
     write_report(records, out/'report.html', 'hatenb: the comparison in small')

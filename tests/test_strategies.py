@@ -12,6 +12,7 @@ from hatenb.merging import lora_updates, merge_adapters, sample_batches
 from hatenb.tasks import Task
 from hatenb.training import TrainConfig, Trainer
 
+pytestmark = pytest.mark.usefixtures('stand_in')
 TASKS = 'mini/label', 'mini_mhs/score'
 LORA = dict(r=2)
 CASES = {
