@@ -317,6 +317,25 @@ def _functional_record(place):
     detector = _open(str(place))
     return functional_record(toxic_scores(detector), dict(id=detector.id, config=detector.record['config']))[0]
 
+# %% ../nbs/13_cli.ipynb #1f70e94a
+@app.command('disguises')
+def _disguises(
+    models:Annotated[list[str], typer.Argument(help="runs' folders or names, bundles' folders, or names on the hub")],
+    corpus:Annotated[Optional[list[str]], typer.Option(
+        help='of validation posts (again for more; default: hatexplain and dynahate)')]=None,
+    most:Annotated[int, typer.Option(help='posts of each corpus')]=1000,
+    out:Annotated[Optional[Path], typer.Option(help='write a record of each here, e.g. results/disguises')]=None,
+):
+    "What detectors find of validation posts, as they were and in every disguise"
+    from hatenb.core import write_json
+    from hatenb.asking import detector_scores, disguise_record, disguises_text, ways
+    for m in models:
+        detector = _open(m)
+        scores = {way: detector_scores(detector, undisguises) for way,undisguises in ways.items()}
+        record = disguise_record(scores, dict(name=detector.id), *([corpus] if corpus else []), most=most)
+        print(disguises_text(record) + '\n')
+        if out: print(f'record: {write_json(out/(record["name"]+".json"), record)}')
+
 # %% ../nbs/13_cli.ipynb #d7e1601d
 @app.command('demo')
 def _demo(

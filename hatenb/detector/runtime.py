@@ -25,6 +25,7 @@ from fastcore.basics import patch
 from ..core import HatenbError, Registry, file_sha256
 from ..pretokenize import (Words, lexicon_counts, masked, pretokenizers, read_lexicon, says_nothing, sub_tokens,
                                 windows)
+from ..undisguise import undisguised_words
 
 # %% ../../nbs/detector/01_runtime.ipynb #60406604
 class Detection(dict):
@@ -233,6 +234,7 @@ class Manifest:
     files: dict[str,str] = field(default_factory=dict)                  # name → SHA-256
     onnx: str = ''                           # float32 or int8, if there are ONNX files
     made_by: dict = field(default_factory=dict)
+    undisguises: bool = True                 # whether disguised words are read as what they stand for
     format: int = 3
 
 # %% ../../nbs/detector/01_runtime.ipynb #bb393a1d
@@ -284,6 +286,7 @@ _manifest_fields = dict(
     parts=lambda x: _is_list(x) and all(map(_or_empty(_is_file), x)),
     files=lambda x: _is_table(x, _is_sha) and all(map(_is_file, x)),
     onnx=lambda x: x in ('','float32','int8'), made_by=lambda x: isinstance(x, dict), format=lambda x: x == 3,
+    undisguises=lambda x: isinstance(x, bool),
     sha256=_is_sha)
 
 # %% ../../nbs/detector/01_runtime.ipynb #111cb7a5
@@ -713,6 +716,13 @@ def _detection(self:Answerer, text:str, found:dict, words:bool=False) -> Detecti
     out['windows'] = found.get('', 1)
     return Detection(out) if found else Detection(out, empty=True)
 
+# %% ../../nbs/detector/01_runtime.ipynb #0e48c797
+@patch
+def _words(self:Answerer, text:str, read:Callable) -> Words:
+    "The words that are read in a post; none if it says nothing"
+    if says_nothing(text): return Words([], [])
+    return undisguised_words(text, read) if self.manifest.undisguises else read(text)
+
 # %% ../../nbs/detector/01_runtime.ipynb #b9663a91
 @patch
 def _found(self:Answerer, texts:list[str], batch_size:int=64) -> list[dict]:
@@ -720,8 +730,7 @@ def _found(self:Answerer, texts:list[str], batch_size:int=64) -> list[dict]:
     read,found = {},[{} for _ in texts]
     for p in self.passes:
         if p.pretokenizer not in read:
-            how = pretokenizers[p.pretokenizer]
-            read[p.pretokenizer] = [Words([], []) if says_nothing(t) else how(t) for t in texts]
+            read[p.pretokenizer] = [self._words(t, pretokenizers[p.pretokenizer]) for t in texts]
         self._hear(p, found, read[p.pretokenizer], batch_size)
     return found
 
