@@ -220,6 +220,7 @@ _long = regex.compile(r'(?<![\p{L}\p{N}@#/.])[a-zA-Z]{8,2000}+(?![\p{L}\p{N}]|[.
 def _cut(m):
     word = m[0].lower()
     parts = [] if word in known_words() else known_parts(word)
+    if any(len(p) == 1 and p != 'a' for p in parts[1:]): return None     # experimentat-i-on
     count = sum(len(p) > 1 for p in parts) + (parts[:1] == ['i'])
     return _parted(m[0], parts) if count > 2 else None
 
