@@ -443,15 +443,44 @@ def _serve(
     model:Annotated[str, typer.Option(help="a run's folder or name, a bundle's folder, or its name on the hub")]=...,
     host:Annotated[str, typer.Option(help='address to listen on')]='127.0.0.1',
     port:int=8000,
-    most:Annotated[int, typer.Option(help='characters of a post')]=10_000,
-    per_minute:Annotated[int, typer.Option(help='posts a minute from one address')]=60,
+    most:Annotated[int, typer.Option(help='characters of a post')]=20_480,
+    many:Annotated[int, typer.Option(help='posts of a request')]=100,
+    per_minute:Annotated[int, typer.Option(min=1, help='posts a minute from one address')]=6000,
+    at_once:Annotated[int, typer.Option(min=1, help='requests that are answered at a time')]=128,
+    waiting:Annotated[int, typer.Option(min=1, help='posts that may wait')]=1000,
+    batching:Annotated[bool, typer.Option(help='one call of the detector for requests that come together')]=True,
+    token_file:Annotated[Optional[Path], typer.Option(
+        help='a file with the token that who asks has to bring (default: HATENB_TOKEN, if it is set)')]=None,
     onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
 ):
-    "A small local page: type a post, see the four answers"
-    from hatenb.detector import serve
+    "A page to try posts, answers for programs, and Perspective's API; on this machine only, unless told otherwise"
+    from hatenb.detector.serving import read_token, serve
+    token = read_token(token_file)
     detector = _open(model, onnx)
     print(f'http://{host}:{port}', flush=True)
-    serve(detector, host, port, most=most, per_minute=per_minute)
+    serve(detector, host, port, token=token, most=most, many=many, per_minute=per_minute, at_once=at_once,
+          waiting=waiting, together=8 if batching else 1)
+
+# %% ../nbs/13_cli.ipynb #7271db34
+@app.command('score')
+def _score(
+    places:Annotated[list[str], typer.Argument(
+        metavar='IN', help='files, folders or quoted patterns: JSON lines, CSV, TSV, Parquet, text')],
+    out:Annotated[Path, typer.Option(help='the folder of answers; what is there already is left')]=...,
+    model:Annotated[str, typer.Option(
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the embedded one)")]='',
+    text:Annotated[str, typer.Option(help='the column with the posts')]='text',
+    prefix:Annotated[str, typer.Option(help='before the names of the columns that are added')]='',
+    rows:Annotated[int, typer.Option(min=1, help='that are held at once, and lost at most when it is stopped')]=20_000,
+    engine:Annotated[str, typer.Option(help='local, or ray: here, or on the cluster that RAY_ADDRESS names')]='local',
+    workers:Annotated[int, typer.Option(min=1, help='of the engine')]=1,
+    threads:Annotated[Optional[int], typer.Option(min=1, help='of a worker (default: all here, one on Ray)')]=None,
+):
+    "Answer files of posts, of any size, as Parquet"
+    from hatenb.detector import Scorer, score_files
+    done = score_files(places, out, Scorer(model, text, prefix, threads=threads), rows, engine, workers)
+    print(f'{done["rows"]:,} rows of {done["files"]:,} files are answered in {out}, {done["now"]:,} of them now')
+    if done['broken']: print(f'{done["broken"]:,} broken rows are left out: {out/"_broken"} has their places')
 
 # %% ../nbs/13_cli.ipynb #41ef3ce4
 @app.command('convert-adapter')

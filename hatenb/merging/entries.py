@@ -28,7 +28,8 @@ def _check_density(density):
         raise HatenbError(f'the density is {density}', 'rule options, density', 'Take a share above 0, up to 1.')
 
 # %% ../../nbs/merging/03_entries.ipynb #a1c0de01
-def _rows(shape, entries=32768): return max(1, entries//max(1, shape[-1]))   # what fits the cache with all that is made of it
+# what fits the cache with all that is made of it
+def _rows(shape, entries=32768): return max(1, entries//max(1, shape[-1]))
 
 def _blocks(x):
     "A matrix, or the product of an update, some rows at a time"
