@@ -324,12 +324,16 @@ def _demo(
     for f in (out/'runs', out/'results.png', out/'report.html'): print(f)
 
 # %% ../nbs/13_cli.ipynb #a91c7e20
-def _open(place, onnx=False):
-    "The detector of a run, of a bundle or of a name on the hub; raises `HatenbError` if there is none"
+def _open(place=None, onnx=None):
+    """The detector of a run, of a bundle, of a name on the hub, or of the package where none is named; ONNX files
+    are taken where they are, unless torch is asked for. Raises `HatenbError` if there is no such detector"""
+    if onnx is not False and (place is None or (Path(place)/'onnx').is_dir()):
+        from hatenb.detector.runtime import Runtime
+        return Runtime(place)
     from hatenb.detector import Detector
-    if (folder := _finished_run(place)) is None:
+    if place is None or (folder := _finished_run(place)) is None:
         return Detector.from_pretrained(place, backend='onnx' if onnx else 'torch')
-    if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle … --onnx int8`.')
+    if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle`.')
     return Detector.from_run(folder)
 
 def _finished_run(place):
@@ -379,14 +383,16 @@ def _detect_lines(detector, file, jsonl, strict, place):
 @app.command('detect')
 def _detect(
     posts:Annotated[Optional[list[str]], typer.Argument(help='posts, answered in words')]=None,
-    model:Annotated[str, typer.Option(help="a run's folder or name, a bundle's folder, or its name on the hub")]=...,
+    model:Annotated[Optional[str], typer.Option(
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)")]=None,
     file:Annotated[Optional[str], typer.Option(
         help='one post a line, or JSON lines with "text"; - is standard input')]=None,
     jsonl:Annotated[Optional[bool], typer.Option('--jsonl/--text',
         help='what the lines are (default: by the ending of the file)')]=None,
     strict:Annotated[bool, typer.Option(help='stop at a line that cannot be read')]=False,
     reveal:Annotated[bool, typer.Option(help='show slurs, where answers are given in words')]=False,
-    onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
+    onnx:Annotated[Optional[bool], typer.Option('--onnx/--torch',
+        help='who answers (default: ONNX Runtime, where the bundle has a file for it)')]=None,
 ):
     "Class, targets, rationale and severity of posts"
     if bool(posts) == bool(file):
@@ -412,37 +418,50 @@ def _detect_file(detector, file, jsonl, strict):
 @app.command('bundle')
 def _bundle(
     run:Annotated[str, typer.Argument(help="a finished run's folder or name")],
-    out:Annotated[Optional[Path], typer.Option(help='the folder to write')]=None,
+    out:Annotated[Optional[Path], typer.Option(help='the folder to write; of a wheel, the folder it goes to')]=None,
     push:Annotated[Optional[str], typer.Option(help='upload to this name on the hub, e.g. me/hatenb')]=None,
-    onnx:Annotated[str, typer.Option(help='also as ONNX: float32 or int8')]='',
+    onnx:Annotated[str, typer.Option(help='also as ONNX: int8, float32 or none')]='int8',
     whole:Annotated[bool, typer.Option(help='with the encoder, so that nothing else is needed')]=False,
+    half:Annotated[bool, typer.Option('--half', help='adapters and heads in half precision')]=False,
+    check:Annotated[int, typer.Option(help='validation posts on which ONNX and torch are compared, for the card')]=0,
+    wheel:Annotated[bool, typer.Option('--wheel', help='a package that pip installs, with its own runtime')]=False,
+    name:Annotated[str, typer.Option(help='of the package')]='hatenb_detector',
+    version:Annotated[str, typer.Option(help='of the package')]='0.1.0',
 ):
-    "Pack a run as a detector: one folder with adapters, heads, thresholds and a model card"
+    "Pack a run as a detector: one folder with adapters, heads, thresholds and a model card; or a wheel"
     if not (out or push):
         raise HatenbError('there is no place for the bundle', 'bundle', 'Give --out FOLDER, or --push NAME.')
-    if onnx not in ('', 'float32', 'int8'):
-        raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use float32 or int8.')
-    if out and out.exists():
+    if onnx not in ('none', 'float32', 'int8'):
+        raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use int8, float32 or none.')
+    if out and out.exists() and not wheel:
         raise HatenbError('there is something already', out, 'Name a folder that is not there yet, or remove it.')
-    detector = _open(run)
+    detector = _open(run, onnx=False)
     tables = {}
     if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it
         from hatenb.asking import card_tables
         tables = card_tables(json.loads(tests.read_text(encoding='utf-8')))
-    if out:
-        detector.save(out, onnx=onnx, whole=whole, tables=tables)
-        print(f'{out}: {sum(f.stat().st_size for f in out.rglob("*") if f.is_file())/1e6:.1f} MB')
-    if push: print(detector.push_to_hub(push, onnx=onnx, whole=whole, tables=tables))
+    how = dict(onnx=onnx.removeprefix('none'), whole=whole, half=half, check=check, tables=tables)
+    if wheel:
+        from hatenb.detector import save_wheel
+        return print(_size(save_wheel(detector, out, name, version, **how)))
+    if out: print(_size(detector.save(out, **how)))
+    if push: print(detector.push_to_hub(push, **how))
+
+def _size(path):
+    files = path.rglob('*') if path.is_dir() else [path]
+    return f'{path}: {sum(f.stat().st_size for f in files if f.is_file())/1e6:.1f} MB'
 
 # %% ../nbs/13_cli.ipynb #23786f82
 @app.command('serve')
 def _serve(
-    model:Annotated[str, typer.Option(help="a run's folder or name, a bundle's folder, or its name on the hub")]=...,
+    model:Annotated[Optional[str], typer.Option(
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)")]=None,
     host:Annotated[str, typer.Option(help='address to listen on')]='127.0.0.1',
     port:int=8000,
     most:Annotated[int, typer.Option(help='characters of a post')]=10_000,
     per_minute:Annotated[int, typer.Option(help='posts a minute from one address')]=60,
-    onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
+    onnx:Annotated[Optional[bool], typer.Option('--onnx/--torch',
+        help='who answers (default: ONNX Runtime, where the bundle has a file for it)')]=None,
 ):
     "A small local page: type a post, see the four answers"
     from hatenb.detector import serve

@@ -5,8 +5,9 @@ Its parts are imported when they are asked for, so that `hatenb.detector.runtime
 _homes = dict(
     runtime=('Answerer', 'Detection', 'Detections', 'Manifest', 'Runtime', 'json_line', 'page_style', 'read_manifest'),
     detector=('Detector', 'dense_encoder'),
-    bundle=('export_graph', 'push_bundle', 'save_bundle'),
+    bundle=('agreement_table', 'export_graph', 'push_bundle', 'save_bundle'),
     card=('markdown_table', 'model_card'),
+    package=('save_wheel',),
     serving=('make_app', 'serve'))
 _home_of = {name: home for home,names in _homes.items() for name in names}
 __all__ = list(_home_of)
