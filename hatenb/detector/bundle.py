@@ -17,7 +17,7 @@ import numpy as np, pandas as pd, torch
 from filelock import FileLock
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save as to_bytes
 from torch import nn
 
 # %% ../../nbs/detector/03_bundle.ipynb #c063999e
@@ -77,7 +77,7 @@ def export_graph(
             if int8: quantize_dynamic(str(plain), str(path), per_channel=True)
         finally: logging.disable(logging.NOTSET)
 
-# %% ../../nbs/detector/03_bundle.ipynb #0f369a63
+# %% ../../nbs/detector/03_bundle.ipynb #e179e564
 def agreement_table(
     detector:Answerer,
     other:Answerer,    # of the same manifest
@@ -104,7 +104,7 @@ def _decision(q, d):
     given = None if q.decide == 'number' else d.get(q.answer)
     return [w['start'] for w in given] if q.per == 'word' and given else given
 
-# %% ../../nbs/detector/03_bundle.ipynb #f8ca89f9
+# %% ../../nbs/detector/03_bundle.ipynb #e6001aaa
 def _some_posts(record, most):
     "Validation posts of a record's corpora, as many of each"
     corpora = record['corpora']
@@ -194,19 +194,19 @@ def _copy_encoder(name, to, whole):
     shutil.copytree(place, to/'encoder', ignore=_rest)
     return 'encoder'
 
-# %% ../../nbs/detector/03_bundle.ipynb #8a134c39
+# %% ../../nbs/detector/03_bundle.ipynb #b51fe468
 def _halve(folder):
     "Round adapters and heads of a part to half precision"
     for f in folder.rglob('*.safetensors'):
         halves = {k: v.half() if v.is_floating_point() else v for k,v in load_file(f).items()}
         check_finite(halves, f, 'Its weights are too large for half precision: leave `half` out.')
-        save_file(halves, f)
+        f.write_bytes(to_bytes(halves))
         config = f.parent/'adapter_config.json'
         if not config.is_file(): continue
         known = read_json(config)
         if 'hatenb' in known: write_json(config, known | dict(hatenb=known['hatenb'] | dict(sha256=file_sha256(f))))
 
-# %% ../../nbs/detector/03_bundle.ipynb #e4332f5e
+# %% ../../nbs/detector/03_bundle.ipynb #b8779166
 def add_graphs(
     folder:Path,  # of a bundle without ONNX files
     to:Path,      # where it shall be with them

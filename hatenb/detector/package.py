@@ -7,18 +7,18 @@ Docs: https://hatenb.github.io/hatenb/detector/package.html.md"""
 # %% auto #0
 __all__ = ['runtime_modules', 'save_wheel']
 
-# %% ../../nbs/detector/06_package.ipynb #48d9ce22
+# %% ../../nbs/detector/06_package.ipynb #493855f9
 import ast, base64, hashlib, importlib.metadata, re, shutil, sys, tempfile, zipfile
 from importlib.resources import files
 from pathlib import Path
 
-# %% ../../nbs/detector/06_package.ipynb #b6ebbbe4
+# %% ../../nbs/detector/06_package.ipynb #7cc06c16
 from ..core import HatenbError
 from .bundle import save_bundle
 from .detector import Detector
 from .runtime import activations, deciders, joins, pretokenizers
 
-# %% ../../nbs/detector/06_package.ipynb #aef5f011
+# %% ../../nbs/detector/06_package.ipynb #7e29af92
 def _beside(name, node):
     "The modules of hatenb that an import of the module `name` may mean"
     home = name.split('.')[:-node.level]
@@ -39,7 +39,7 @@ def runtime_modules(
             if isinstance(node, ast.ImportFrom) and node.level: todo += _beside(name, node)
     return out
 
-# %% ../../nbs/detector/06_package.ipynb #b9d87f59
+# %% ../../nbs/detector/06_package.ipynb #dd2536f0
 def _check_rules(manifest):
     "Raise where an answer needs a function that does not come along"
     q,inside = manifest.questions.values(),{'__main__', *runtime_modules()}
@@ -51,7 +51,7 @@ def _check_rules(manifest):
             raise HatenbError(f'the {registry.sort} {n!r} is defined in {registry[n].__module__}', 'save_wheel',
                               'A wheel brings the rules of hatenb alone: send the bundle, and your package.')
 
-# %% ../../nbs/detector/06_package.ipynb #b86aa266
+# %% ../../nbs/detector/06_package.ipynb #cf32eb89
 _init = '''"""{about}"""
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def main():
     for d in detector.stream(line.rstrip('\\n') for line in sys.stdin): print(json_line(d))
 '''
 
-# %% ../../nbs/detector/06_package.ipynb #bfff6fb9
+# %% ../../nbs/detector/06_package.ipynb #c8185ae2
 _needed = 'numpy','onnxruntime','regex','tokenizers'
 
 def _metadata(name, version, about, card):
@@ -82,7 +82,7 @@ def _metadata(name, version, about, card):
              'Description-Content-Type: text/markdown', '', card]
     return '\n'.join(lines)
 
-# %% ../../nbs/detector/06_package.ipynb #409c6417
+# %% ../../nbs/detector/06_package.ipynb #bcfce4d6
 def _write_package(folder, name, version, about):
     "Lay out the package around the bundle that is in it"
     home = folder/name
@@ -102,7 +102,7 @@ def _write_package(folder, name, version, about):
     (info/'entry_points.txt').write_text(f'[console_scripts]\n{name} = {name}:main\n')
     shutil.copy(home/'bundle'/'LICENSE', info/'LICENSE')
 
-# %% ../../nbs/detector/06_package.ipynb #31ce2357
+# %% ../../nbs/detector/06_package.ipynb #ab670b20
 def _record_line(name, data):
     sha = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()
     return f'{name},sha256={sha},{len(data)}\n'
@@ -115,7 +115,7 @@ def _zip(folder, wheel):
     with zipfile.ZipFile(wheel, 'w', zipfile.ZIP_DEFLATED) as z:
         for name,data in found.items(): z.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
 
-# %% ../../nbs/detector/06_package.ipynb #38e3cfc2
+# %% ../../nbs/detector/06_package.ipynb #8878ea93
 def save_wheel(
     detector:Detector,
     folder:str|Path,          # the wheel is written into it
@@ -138,7 +138,9 @@ def save_wheel(
     with tempfile.TemporaryDirectory(dir=folder) as tmp:
         home = Path(tmp)/'content'
         (home/name).mkdir(parents=True)
-        save_bundle(detector, home/name/'bundle', onnx=onnx, **kwargs)
+        ready = detector.manifest.onnx == onnx and not any(kwargs.values())              # a bundle, as it is
+        if ready: shutil.copytree(detector.folder, home/name/'bundle')
+        else: save_bundle(detector, home/name/'bundle', onnx=onnx, **kwargs)
         _write_package(home, name, version, about)
         _zip(home, Path(tmp)/wheel.name)
         return (Path(tmp)/wheel.name).replace(wheel)

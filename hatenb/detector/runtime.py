@@ -429,7 +429,7 @@ def read_manifest(
     _check_files(folder, m.files)
     return m
 
-# %% ../../nbs/detector/01_runtime.ipynb #b51ed136
+# %% ../../nbs/detector/01_runtime.ipynb #4e4c27ba
 def default_bundle() -> Path:
     "The folder of the bundle that answers where none is named; raises `HatenbError` if it is not there"
     folder = settings().detector_path or Path(str(files('hatenb')/'embedded'))
@@ -673,6 +673,7 @@ def _session(file, threads):
     _check_whole(file)
     options = onnxruntime.SessionOptions()
     if threads: options.intra_op_num_threads = threads
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')    # who waits leaves the core to others
     options.log_severity_level = 3
     try: return onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
     except Exception as e: raise HatenbError(f'the graph cannot be read: {str(e)[:200]}', file, _again) from None
