@@ -18,8 +18,8 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/10d_comparisons.ipynb #9892ebf4
 from .core import digest, settings, write_json
-from .evaluation import compare, planned_family, seed_groups
-from .runs import Run, RunConfig, RunFolder, flat_settings, strategy_of
+from .evaluation import apply_thresholds, compare, planned_family, seed_groups
+from .runs import Run, RunConfig, RunFolder, decided_values, flat_settings, strategy_of
 from .studies import Comparison, Study, read_study, results_folder, study_path, study_records, validation_score
 from .tasks import task_keys
 
@@ -99,11 +99,13 @@ def find_predictions(
     record:dict,
     places:list[Path], # folders of runs
 ) -> pd.DataFrame|None:
-    "A run's predictions of the test posts, with gold; none where they are gone"
+    """A run's predictions of the test posts, with gold, moved so that its thresholds chosen on validation are one half;
+    none where they are gone"""
     for place in places:
         there = RunFolder(place/record['name'])
         if there.finished and there.predictions_file('test').is_file() and Run(there.folder).id == record['id']:
-            return Run(there.folder).predictions('test')
+            t = Run(there.folder).predictions('test')
+            return apply_thresholds(t, record.get('decided', {}).get('thresholds', {}))
 
 def _table(side, base, comparison, places):
     "The differences of two sides; none where predictions are gone"
@@ -120,7 +122,7 @@ def values_digest(
     pairs,     # of task and metric
 ) -> str:
     "A digest of runs and of what these metrics are in their records"
-    def _value(r, task, m): return (r['metrics']['test'].get(task, {}).get(m) or {}).get('value')
+    def _value(r, task, m): return (decided_values(r).get(task, {}).get(m) or {}).get('value')
     return digest([[r['id'], *(repr(_value(r, *p)) for p in sorted(pairs))] for r in records], 16)
 
 def _row(side, base, table):

@@ -6,9 +6,9 @@ Docs: https://hatenb.github.io/hatenb/runs.html.md"""
 
 # %% auto #0
 __all__ = ['check_type', 'RunConfig', 'run_strategy', 'strategy_of', 'flat_settings', 'tasks_words', 'Value', 'Cost',
-           'Provenance', 'CorpusUsed', 'Look', 'Chosen', 'Record', 'check_record', 'read_record', 'RunFolder',
-           'run_folder', 'source_folders', 'head_config', 'run_model', 'load_model', 'read_tensors', 'Run',
-           'read_records']
+           'Provenance', 'CorpusUsed', 'Look', 'Chosen', 'Decided', 'Record', 'check_record', 'read_record',
+           'decided_values', 'RunFolder', 'run_folder', 'source_folders', 'head_config', 'run_model', 'load_model',
+           'read_tensors', 'Run', 'read_records']
 
 # %% ../nbs/10_runs.ipynb #52f97185
 import dataclasses, glob, itertools, json, math, re, types, typing, warnings
@@ -27,7 +27,7 @@ from .baselines import baselines
 from .composing import Strategy, make_strategy, strategies, strategy_model
 from .core import (HatenbError, atomic_write, digest, file_sha256, read_json, resolve_dtype, seed_everything,
                          settings)
-from .corpora import corpora as known_corpora
+from .corpora import corpora as known_corpora, declare_pool
 from .encoder import Encoder, adapter_methods, load_encoder
 from .evaluation import load_predictions
 from .kinds import Head, HeadConfig, kind_of, make_head
@@ -118,8 +118,10 @@ class RunConfig:
     limit: int|None = None               # posts used of each split (default: all)
     seed: int = 0
     sources: tuple|str = ()              # runs that it is made of: folders (or a glob, or names), or configurations
+    pools: dict[str,dict[str,dict]] = field(default_factory=dict) # pool → question → its corpora, see `declare_pool`
 
     def __post_init__(self):
+        for name,pool in self.pools.items(): declare_pool(name, pool)
         object.__setattr__(self, 'tasks', tuple(task_keys(*self.tasks)))
         self._check_tasks()
         self._check_ranges()
@@ -265,8 +267,8 @@ def strategy_of(
 # %% ../nbs/10_runs.ipynb #3dc37252
 _short = {'dtype': {'bfloat16': 'bf16'}}           # values
 _silent = ('rule','variant','learn','coefficients','balancing','quantization','adapter','strategy','dtype','baseline',
-           'matrix','loss','schedule')
-_sections = ('train','heads','adapter_options','strategy_options','balancing_options','loss_options','rule_options',
+           'matrix','loss','schedule','corpora')
+_sections = ('train','heads','pools','adapter_options','strategy_options','balancing_options','loss_options','rule_options',
              'regularisers')
 
 def _said_value(v):
@@ -403,6 +405,11 @@ class Chosen(TypedDict):
     step: int
 
 # %% ../nbs/10_runs.ipynb #1cd92ab1
+class Decided(TypedDict):
+    "What changes if decisions are made at thresholds that were chosen on validation"
+    thresholds: dict[str,dict[str,float]]       # task → output → threshold
+    metrics: dict[str,dict[str,dict[str,Value]]]# split → task → metric that thresholds change → value
+
 class Record(TypedDict):
     "What a finished run leaves"
     id: str
@@ -414,6 +421,9 @@ class Record(TypedDict):
     history: list[Look]
     files: dict[str,str]                        # path in the folder → SHA-256
     provenance: Provenance
+    decided: NotRequired[Decided]
+    origins: NotRequired[dict[str,dict[str,dict]]] # split → corpus that posts of a pool come from → as `metrics`
+    encoder_sha256: NotRequired[str]            # of the encoder's weights
     chosen: NotRequired[Chosen]
     adapters: NotRequired[list[str]]            # their names, as they lie in the folder
     frequencies: NotRequired[dict[str,Any]]     # what was counted in the training splits, which heads begin from
@@ -455,6 +465,15 @@ def read_record(path:str|Path) -> Record:
         raise HatenbError(f'the record cannot be read: {type(e).__name__}', path,
                           'Delete it and make the run again.') from None
     return check_record(found, path)
+
+# %% ../nbs/10_runs.ipynb #cc2a5e6f
+def decided_values(
+    record:Record,
+    split:str='test',
+) -> dict[str,dict]: # task → metric → `Value`
+    "A record's metrics; those that thresholds change are at the ones chosen on validation, where the record has them"
+    at = record.get('decided', {}).get('metrics', {}).get(split, {})
+    return {task: values | at.get(task, {}) for task,values in record['metrics'][split].items()}
 
 # %% ../nbs/10_runs.ipynb #2b03f71e
 class RunFolder:

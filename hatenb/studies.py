@@ -19,6 +19,7 @@ from typing import NotRequired, TypedDict
 # %% ../nbs/10c_studies.ipynb #b7b01bcf
 import numpy as np, torch
 from accelerate import Accelerator
+from scipy.stats.qmc import LatinHypercube
 from fastcore.basics import patch
 
 # %% ../nbs/10c_studies.ipynb #8fe21551
@@ -33,7 +34,7 @@ from .tasks import task_keys
 
 # %% ../nbs/10c_studies.ipynb #722f6d23
 # these are lists already; a list of them stands for several runs
-_lists = 'tasks','hidden','coefficients','layers','others'
+_lists = 'tasks','hidden','coefficients','layers','others','corpora','outputs'
 
 def expand(d:dict) -> list[dict]:
     "Every combination of the lists in `d` where one value is expected"
@@ -44,24 +45,32 @@ def expand(d:dict) -> list[dict]:
     return [dict(zip(d, values)) for values in itertools.product(*(_choices(k, v) for k,v in d.items()))]
 
 # %% ../nbs/10c_studies.ipynb #92fabd22
-def _draw_one(k, v, rng):
-    "One choice of what a key may be"
-    if isinstance(v, dict) and {'low','high'} <= set(v) <= {'low','high','log'}:
-        x = np.exp(rng.uniform(np.log(v['low']), np.log(v['high']))) if v.get('log') else rng.uniform(v['low'],
-                                                                                                      v['high'])
-        return float(f'{x:.3g}')
-    if isinstance(v, dict): return {a: _draw_one(a, b, rng) for a,b in v.items()}
-    several = isinstance(v, list) and (k not in _lists or v and isinstance(v[0], list))
-    return v[rng.integers(len(v))] if several else v
+def _is_range(v): return isinstance(v, dict) and {'low','high'} <= set(v) <= {'low','high','log'}
+def _is_choice(k, v): return isinstance(v, list) and (k not in _lists or v and isinstance(v[0], list))
+
+def _open(k, v):
+    "How many settings below a key are left open"
+    if isinstance(v, dict) and not _is_range(v): return sum(_open(*kv) for kv in v.items())
+    return int(_is_range(v) or _is_choice(k, v))
+
+def _settled(k, v, shares):
+    "What a key is given; `shares` are between 0 and 1, one for each setting that is left open"
+    if _is_range(v):
+        low,high = np.log([v['low'], v['high']]) if v.get('log') else (v['low'], v['high'])
+        x = low + next(shares)*(high-low)
+        return float(f'{np.exp(x) if v.get("log") else x:.3g}')
+    if isinstance(v, dict): return {a: _settled(a, b, shares) for a,b in v.items()}
+    return v[int(next(shares)*len(v))] if _is_choice(k, v) else v
 
 def random_draws(
     d:dict,
     n:int,      # draws
     seed:int=0,
 ) -> list[dict]:
-    "`n` random choices of the lists and ranges in `d`"
-    return [{k: _draw_one(k, v, np.random.default_rng(derive_seed(seed, 'draw', i, k))) for k,v in d.items()}
-            for i in range(n)]
+    """`n` random choices of the lists and ranges in `d`, spread evenly over each (a Latin hypercube: McKay et al. 1979,
+    doi 10.1080/00401706.1979.10489755), so that few draws leave no side of a range out"""
+    shares = LatinHypercube(_open('', d), rng=np.random.default_rng(derive_seed(seed, 'draws'))).random(n)
+    return [_settled('', d, iter(row)) for row in shares]
 
 # %% ../nbs/10c_studies.ipynb #7581b426
 def _merge(a, b):

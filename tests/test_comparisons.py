@@ -11,7 +11,7 @@ from hatenb.core import HatenbError, write_json
 from hatenb.evaluation import compare, evaluate, load_predictions, save_predictions
 from hatenb.corpora import load_corpus
 from hatenb.runs import Run, RunConfig, RunFolder
-from hatenb.studies import Study, publish, read_study, study_records
+from hatenb.studies import Study, publish, read_study, study_records, study_path
 from hatenb.training import TrainConfig
 
 TASKS = 'mini/label', 'mini/target'
@@ -223,6 +223,7 @@ def test_what_is_published_holds():
     from pathlib import Path
 
     for file in (Path(__file__).parent.parent / 'studies').glob('*.toml'):
+        if not study_path(file.stem).exists(): continue     # a plan that is not carried out yet
         study, kept = Study.load(file), read_study(file.stem)
         assert {c['name'] for c in kept['comparisons']} <= {c['name'] for c in study.comparisons}
         table = comparisons_table(file.stem)

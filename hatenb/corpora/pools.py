@@ -220,9 +220,18 @@ def pool_declaration(name:str) -> dict[str,dict]:
     def _json(part): return {k: list(v) if isinstance(v, tuple) else v for k,v in asdict(part).items() if v}
     return {q: _json(part) for q,part in declared_pools[name].items()}
 
+def _check_declaration(part, place):
+    "Raise for what cannot be a question of a pool"
+    def _names(x): return isinstance(x, (list,tuple)) and all(isinstance(n, str) for n in x)
+    if unknown := set(part)-{'corpora','outputs','pretokenizer'}:
+        raise HatenbError(f'a pool has no {min(unknown)!r}', place, 'Give corpora, outputs, pretokenizer.')
+    if not part.get('corpora') or not _names(part['corpora']) or not _names(part.get('outputs', ())):
+        raise HatenbError('the corpora or the outputs are no list of names', place,
+                          'For example: corpora = ["dynahate", "hatemoji"].')
+
 def declare_pool(name:str, declaration:dict[str,dict]):
-    "Register a pool as a study file or a record describes it; see `pool_declaration`"
+    """Register a pool as a study file or a record describes it, see `pool_declaration`; raises `HatenbError` for what
+    cannot be one"""
     for question,part in declaration.items():
-        if unknown := set(part)-{'corpora','outputs','pretokenizer'}:
-            raise HatenbError(f'a pool has no {min(unknown)!r}', f'pool {name}', 'Give corpora, outputs, pretokenizer.')
+        _check_declaration(part, f'pool {name}, {question}')
         make_pool(name, question, part['corpora'], part.get('outputs', ()), part.get('pretokenizer', ''))

@@ -107,7 +107,8 @@ def choose_thresholds(
     least:int=20,
 ) -> dict[str,dict[str,float]]: # task → output → threshold
     "The thresholds of all tasks that have some"
-    found = {task: fit_thresholds(table, task, least) for task in answered_tasks(table)}
+    decided = [task for task,(_,q) in answered_tasks(table).items() if kind_of(q).decided_metrics(q)]
+    found = {task: fit_thresholds(table, task, least) for task in decided}
     return {task: lines for task,lines in found.items() if lines}
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #e13c96cd
