@@ -28,6 +28,59 @@ from .card import licence_text, model_card
 from .detector import BundlePart, Detector, TorchGraph, load_graphs
 from .runtime import Answerer, Runtime
 
+# %% ../../nbs/detector/03_bundle.ipynb #bf6e8107
+def _steps(weights, axis):
+    "Weights as eight-bit integers, and the size of a step along the other axis"
+    step = np.maximum(np.abs(weights).max(axis, keepdims=True)/127, 1e-12).astype(np.float32)
+    return np.round(weights/step).astype(np.int8), step
+
+def _rounded_input(make, x):
+    "Nodes that round each sub-token's state to 255 steps, with zero at 128"
+    return [make('Abs', [x], [f'{x}_size']), make('ReduceMax', [f'{x}_size','q_last'], [f'{x}_most'], keepdims=1),
+            make('Div', [f'{x}_most','q_steps'], [f'{x}_raw']), make('Max', [f'{x}_raw','q_least'], [f'{x}_step']),
+            make('Div', [x,f'{x}_step'], [f'{x}_in_steps']),
+            make('QuantizeLinear', [f'{x}_in_steps','q_one','q_zero'], [f'{x}_int8'])]
+
+def _product(make, n, weights, kept):
+    "Nodes of a product of integers"
+    x,w,y = n.input[0],n.input[1],n.output[0]
+    kept[f'{w}_int8'],step = _steps(weights, 0)
+    kept[f'{w}_step'] = step[0]
+    inputs = [f'{x}_int8', f'{w}_int8', 'q_one', f'{w}_step', 'q_zero']
+    return [make('MatMulIntegerToFloat', inputs, [f'{y}_in_steps'], domain='com.microsoft'),
+            make('Mul', [f'{y}_in_steps',f'{x}_step'], [y])]
+
+def _looked_up(make, n, weights, kept):
+    "Nodes that look up rows of integers"
+    w,ids,y = n.input[0],n.input[1],n.output[0]
+    kept[f'{w}_int8'],kept[f'{w}_step'] = _steps(weights, 1)
+    return [make('Gather', [f'{w}_int8',ids], [f'{y}_int8']), make('Cast', [f'{y}_int8'], [f'{y}_float'], to=1),
+            make('Gather', [f'{w}_step',ids], [f'{y}_step']), make('Mul', [f'{y}_float',f'{y}_step'], [y])]
+
+# %% ../../nbs/detector/03_bundle.ipynb #eb4d8dfa
+def _in_eight_bits(model, least=32):
+    "A graph with its matrices as eight-bit integers: those with at least so many rows and columns"
+    from onnx import helper, numpy_helper
+    g,make,nodes,rounded = model.graph,helper.make_node,[],set()
+    given = {i.name: numpy_helper.to_array(i) for i in g.initializer}
+    kept = dict(q_one=np.float32(1), q_zero=np.uint8(128), q_last=np.array([-1]), q_steps=np.float32(127),
+                q_least=np.float32(1e-9))
+    def _large(name): return name in given and given[name].ndim == 2 and min(given[name].shape) >= least
+    for n in g.node:
+        if n.op_type == 'MatMul' and _large(n.input[1]):
+            if n.input[0] not in rounded: nodes += _rounded_input(make, n.input[0])
+            rounded.add(n.input[0])
+            nodes += _product(make, n, given[n.input[1]], kept)
+        elif n.op_type == 'Gather' and _large(n.input[0]) and not any(a.i for a in n.attribute):
+            nodes += _looked_up(make, n, given[n.input[0]], kept)
+        else: nodes.append(n)
+    used = {i for n in nodes for i in n.input} | {o.name for o in g.output}
+    del g.node[:], g.initializer[:]
+    g.node.extend(nodes)
+    g.initializer.extend(numpy_helper.from_array(v, k) for k,v in (given | kept).items() if k in used)
+    model.opset_import.append(helper.make_opsetid('com.microsoft', 1))
+    return model
+
 # %% ../../nbs/detector/03_bundle.ipynb #1d6127ef
 class _Graph(nn.Module):
     "A transformer and all heads that look at it, with the tensors of a batch as arguments"
@@ -59,8 +112,7 @@ def export_graph(
 ):
     "Write a transformer with its heads as ONNX; raises `HatenbError` if its adapter can't be added to the weights"
     try:
-        import onnxscript  # noqa: F401
-        from onnxruntime.quantization import quantize_dynamic
+        import onnx, onnxscript  # noqa: F401
     except ImportError:
         raise HatenbError('the packages for ONNX are missing', 'export to ONNX',
                           'Install them: pip install onnx onnxruntime onnxscript.') from None
@@ -68,14 +120,12 @@ def export_graph(
         raise HatenbError('this adapter cannot be added to the weights of its encoder', g.graph.tasks[0],
                           'Take a run with LoRA on an unquantized encoder, or leave ONNX out (`--onnx none`).')
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as tmp:
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore')                 # of the exporter, about itself
         logging.disable(logging.WARNING)
-        try:
-            plain = Path(tmp)/'plain.onnx' if int8 else path
-            _write_graph(g, plain)
-            if int8: quantize_dynamic(str(plain), str(path), per_channel=True)
+        try: _write_graph(g, path)
         finally: logging.disable(logging.NOTSET)
+    if int8: onnx.save(_in_eight_bits(onnx.load(path)), path)
 
 # %% ../../nbs/detector/03_bundle.ipynb #e179e564
 def agreement_table(
