@@ -76,7 +76,8 @@ _needed = 'numpy','onnxruntime','regex','tokenizers'
 
 def _metadata(name, version, about, card):
     "What pip reads of a package; it needs the versions that hatenb needs"
-    needs = [r for r in importlib.metadata.requires('hatenb') if re.match(r'[\w-]+', r)[0] in _needed and ';' not in r]
+    needed = (r.split(';')[0].strip() for r in importlib.metadata.requires('hatenb'))
+    needs = sorted({r for r in needed if re.match(r'[\w-]+', r)[0] in _needed})
     lines = ['Metadata-Version: 2.1', f'Name: {name}', f'Version: {version}', f'Summary: {about}',
              'Requires-Python: >=3.11', *(f'Requires-Dist: {r}' for r in needs),
              'Description-Content-Type: text/markdown', '', card]
