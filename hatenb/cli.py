@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/cli.html.md"""
 __all__ = ['app', 'main']
 
 # %% ../nbs/13_cli.ipynb #5ab475f6
-import collections, contextlib, dataclasses, importlib, inspect, json, os, sys, textwrap, warnings
+import atexit, collections, contextlib, dataclasses, gc, importlib, inspect, json, os, sys, textwrap, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -64,6 +64,8 @@ def main():
     "Run the command line; errors that a user can mend are printed without a traceback"
     # a file that cannot be had is looked for locally first, and libraries stay quiet about their own set-up
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')
+    gc.set_threshold(100_000, 20, 20)       # imports make many objects and no garbage: quicker to start, and to stop
+    atexit.register(gc.freeze)
     warnings.showwarning = lambda message, *_, **__: print(f'note: {message}', file=sys.stderr)
     try: app()
     except HatenbError as e: sys.exit(f'error: {e}')
@@ -355,13 +357,17 @@ def _demo(
     for f in (out/'runs', out/'results.png', out/'report.html'): print(f)
 
 # %% ../nbs/13_cli.ipynb #a91c7e20
-def _open(place, onnx=False, operating_point=''):
-    "The detector of a run, of a bundle or of a name on the hub; raises `HatenbError` if there is none"
-    from hatenb.detector import Detector
+def _open(place=None, onnx=None, operating_point=''):
+    """The detector of a run, of a bundle, of a name on the hub, or of the package where none is named; ONNX files
+    are taken where they are, unless torch is asked for. Raises `HatenbError` if there is no such detector"""
     point = _number_or_name(operating_point)
-    if (folder := _finished_run(place)) is None:
+    if onnx is not False and (place is None or (Path(place)/'onnx').is_dir()):
+        from hatenb.detector.runtime import Runtime
+        return Runtime(place, operating_point=point)
+    from hatenb.detector import Detector
+    if place is None or (folder := _finished_run(place)) is None:
         return Detector.from_pretrained(place, backend='onnx' if onnx else 'torch', operating_point=point)
-    if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle … --onnx int8`.')
+    if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle`.')
     return Detector.from_run(folder, operating_point=point)
 
 def _number_or_name(text):
@@ -415,14 +421,16 @@ def _detect_lines(detector, file, jsonl, strict, place, **options):
 @app.command('detect')
 def _detect(
     posts:Annotated[Optional[list[str]], typer.Argument(help='posts, answered in words')]=None,
-    model:Annotated[str, typer.Option(help="a run's folder or name, a bundle's folder, or its name on the hub")]=...,
+    model:Annotated[Optional[str], typer.Option(
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)")]=None,
     file:Annotated[Optional[str], typer.Option(
         help='one post a line, or JSON lines with "text"; - is standard input')]=None,
     jsonl:Annotated[Optional[bool], typer.Option('--jsonl/--text',
         help='what the lines are (default: by the ending of the file)')]=None,
     strict:Annotated[bool, typer.Option(help='stop at a line that cannot be read')]=False,
     reveal:Annotated[bool, typer.Option(help='show slurs, where answers are given in words')]=False,
-    onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
+    onnx:Annotated[Optional[bool], typer.Option('--onnx/--torch',
+        help='who answers (default: ONNX Runtime, where the bundle has a file for it)')]=None,
     operating_point:Annotated[str, typer.Option(help='from where on a post is toxic: macro-f1, false-alarms-5, '
         'false-alarms-10, or a probability (default: the first of the model)')]='',
     sentences:Annotated[bool, typer.Option('--sentences', help='also by sentence')]=False,
@@ -452,28 +460,39 @@ def _detect_file(detector, file, jsonl, strict, **options):
 @app.command('bundle')
 def _bundle(
     run:Annotated[str, typer.Argument(help="a finished run's folder or name")],
-    out:Annotated[Optional[Path], typer.Option(help='the folder to write')]=None,
+    out:Annotated[Optional[Path], typer.Option(help='the folder to write; of a wheel, the folder it goes to')]=None,
     push:Annotated[Optional[str], typer.Option(help='upload to this name on the hub, e.g. me/hatenb')]=None,
-    onnx:Annotated[str, typer.Option(help='also as ONNX: float32 or int8')]='',
+    onnx:Annotated[str, typer.Option(help='also as ONNX: int8, float32 or none')]='int8',
     whole:Annotated[bool, typer.Option(help='with the encoder, so that nothing else is needed')]=False,
+    half:Annotated[bool, typer.Option('--half', help='adapters and heads in half precision')]=False,
+    check:Annotated[int, typer.Option(help='validation posts on which ONNX and torch are compared, for the card')]=0,
+    wheel:Annotated[bool, typer.Option('--wheel', help='a package that pip installs, with its own runtime')]=False,
+    name:Annotated[str, typer.Option(help='of the package')]='hatenb_detector',
+    version:Annotated[str, typer.Option(help='of the package')]='0.1.0',
 ):
-    "Pack a run as a detector: one folder with adapters, heads, thresholds and a model card"
+    "Pack a run as a detector: one folder with adapters, heads, thresholds and a model card; or a wheel"
     if not (out or push):
         raise HatenbError('there is no place for the bundle', 'bundle', 'Give --out FOLDER, or --push NAME.')
-    if onnx not in ('', 'float32', 'int8'):
-        raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use float32 or int8.')
-    if out and out.exists():
+    if onnx not in ('none', 'float32', 'int8'):
+        raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use int8, float32 or none.')
+    if out and out.exists() and not wheel:
         raise HatenbError('there is something already', out, 'Name a folder that is not there yet, or remove it.')
     if (folder := _finished_run(run)) is not None: _decide(folder)
-    detector = _open(run)
+    detector = _open(run, onnx=False)
     tables = _alarms(detector) if folder else {}
     if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it
         from hatenb.asking import card_tables
         tables |= card_tables(json.loads(tests.read_text(encoding='utf-8')))
-    if out:
-        detector.save(out, onnx=onnx, whole=whole, tables=tables)
-        print(f'{out}: {sum(f.stat().st_size for f in out.rglob("*") if f.is_file())/1e6:.1f} MB')
-    if push: print(detector.push_to_hub(push, onnx=onnx, whole=whole, tables=tables))
+    how = dict(onnx=onnx.removeprefix('none'), whole=whole, half=half, check=check, tables=tables)
+    if wheel:
+        from hatenb.detector import save_wheel
+        return print(_size(save_wheel(detector, out, name, version, **how)))
+    if out: print(_size(detector.save(out, **how)))
+    if push: print(detector.push_to_hub(push, **how))
+
+def _size(path):
+    files = path.rglob('*') if path.is_dir() else [path]
+    return f'{path}: {sum(f.stat().st_size for f in files if f.is_file())/1e6:.1f} MB'
 
 def _decide(folder):
     "Choose what the detector of a run decides by, unless that was done for its weights"
@@ -490,7 +509,8 @@ def _alarms(detector):
 # %% ../nbs/13_cli.ipynb #23786f82
 @app.command('serve')
 def _serve(
-    model:Annotated[str, typer.Option(help="a run's folder or name, a bundle's folder, or its name on the hub")]=...,
+    model:Annotated[Optional[str], typer.Option(
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)")]=None,
     host:Annotated[str, typer.Option(help='address to listen on')]='127.0.0.1',
     port:int=8000,
     most:Annotated[int, typer.Option(help='characters of a post')]=20_480,
@@ -501,8 +521,9 @@ def _serve(
     batching:Annotated[bool, typer.Option(help='one call of the detector for requests that come together')]=True,
     token_file:Annotated[Optional[Path], typer.Option(
         help='a file with the token that who asks has to bring (default: HATENB_TOKEN, if it is set)')]=None,
-    onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
     operating_point:Annotated[str, typer.Option(help='from where on a post is toxic, see `hatenb detect --help`')]='',
+    onnx:Annotated[Optional[bool], typer.Option('--onnx/--torch',
+        help='who answers (default: ONNX Runtime, where the bundle has a file for it)')]=None,
 ):
     "A page to try posts, answers for programs, and Perspective's API; on this machine only, unless told otherwise"
     from hatenb.detector.serving import read_token, serve

@@ -34,7 +34,8 @@ from ..tasks import question_of
 
 # %% ../../nbs/detector/02_detector.ipynb #917ad8fe
 from .runtime import (Answerer, AskedQuestion, AskedTask, Graph, Manifest, OperatingPoint, Pass, Toxic,
-                                     bundle_parts, find_bundle, graph_passes, onnx_logits, read_manifest, toxic_from)
+                                     bundle_parts, default_bundle, find_bundle, graph_passes, onnx_logits,
+                                     read_manifest, toxic_from, with_graphs)
 
 # %% ../../nbs/detector/02_detector.ipynb #c0d87c97
 def asked_question(
@@ -171,14 +172,15 @@ def _below(part, name): return f'{part}/{name}' if part else name
 
 # %% ../../nbs/detector/02_detector.ipynb #baa30fda
 class Detector(Answerer):
-    "A trained model that is asked about raw posts"
+    "A trained model that is asked about raw posts; `Detector()` is the one in the package"
     def __init__(self,
-        folder:Path,           # the run, or the bundle
-        manifest:Manifest,
-        passes:list[Pass],
-        record:dict,           # the run's
-        parts:dict,            # folder below a bundle → `Run` or `BundlePart`
+        folder:Path|None=None,       # the run, or the bundle
+        manifest:Manifest|None=None,
+        passes:list[Pass]=(),
+        record:dict|None=None,       # the run's
+        parts:dict|None=None,        # folder below a bundle → `Run` or `BundlePart`
         operating_point:str|float=''): # a name of the manifest's, or a threshold (default: the manifest's first)
+        if folder is None: return vars(self).update(vars(self.from_pretrained(operating_point=operating_point)))
         if not passes:
             raise HatenbError('the run answers nothing that can be asked of a post', folder,
                               'Take a run with the task label, target, rationale or score.')
@@ -410,7 +412,7 @@ def _bundle_graphs(folder, m, device, dtype):
 # %% ../../nbs/detector/02_detector.ipynb #c98d6e7c
 @patch(cls_method=True)
 def from_pretrained(cls:Detector,
-    place:str|Path,            # a bundle's folder, or its name on the hub
+    place:str|Path|None=None,  # a bundle's folder, or its name on the hub (default: the one in the package)
     device:str='auto',
     dtype:str='auto',          # see `from_run`
     backend:str='torch',       # torch or onnx
@@ -422,7 +424,8 @@ def from_pretrained(cls:Detector,
     Raises `HatenbError` if there is no such bundle, or if it is damaged."""
     if backend not in ('torch','onnx'):
         raise HatenbError(f'there is no backend {backend!r}', 'backend', 'Use torch or onnx.')
-    folder = find_bundle(place, revision)
+    folder = default_bundle() if place is None else find_bundle(place, revision)
+    if place is None and backend == 'onnx': folder = with_graphs(folder)
     m = read_manifest(folder)
     record = read_json(folder/'record.json')
     if backend == 'torch':
@@ -442,10 +445,11 @@ def save(self:Detector,
     onnx:str='',                     # also as ONNX: float32 or int8
     whole:bool=False,                # with the encoder, so that nothing else is needed
     tables:dict|None=None,           # more tables for the model card, by title
+    **rest,                          # of `save_bundle`: half, check
 ) -> Path:
     "Write the bundle, or nothing; returns its folder. Raises `HatenbError` if it is there, or can't be exported"
     from hatenb.detector.bundle import save_bundle
-    return save_bundle(self, folder, onnx, whole, tables)
+    return save_bundle(self, folder, onnx, whole, tables, **rest)
 
 @patch
 def push_to_hub(self:Detector,

@@ -7,22 +7,22 @@ Docs: https://hatenb.github.io/hatenb/detector/runtime.html.md"""
 # %% auto #0
 __all__ = ['page_style', 'activations', 'joins', 'deciders', 'evidences', 'Detection', 'json_line', 'Detections', 'AskedQuestion',
            'AskedTask', 'OperatingPoint', 'Toxic', 'Graph', 'Manifest', 'toxic_from', 'toxic_probability',
-           'read_manifest', 'find_bundle', 'Pass', 'graph_passes', 'Answerer', 'sentence_spans', 'onnx_logits',
-           'bundle_parts', 'Runtime']
+           'read_manifest', 'default_bundle', 'with_graphs', 'find_bundle', 'Pass', 'graph_passes', 'Answerer',
+           'sentence_spans', 'onnx_logits', 'bundle_parts', 'Runtime']
 
 # %% ../../nbs/detector/01_runtime.ipynb #825b587d
-import hashlib, html, itertools, json, mmap, re
+import hashlib, html, importlib, itertools, json, mmap, re, warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable
 
 # %% ../../nbs/detector/01_runtime.ipynb #4a58060e
 import numpy as np
-from fastcore.basics import patch
 
 # %% ../../nbs/detector/01_runtime.ipynb #dd6675ca
-from ..core import HatenbError, Registry, file_sha256
+from ..core import HatenbError, Registry, file_sha256, patch, settings
 from ..pretokenize import (Words, lexicon_counts, masked, pretokenizers, read_lexicon, says_nothing, sub_tokens,
                                 windows)
 from ..undisguise import undisguised_words
@@ -514,6 +514,29 @@ def read_manifest(
     _check_files(folder, m.files)
     return m
 
+# %% ../../nbs/detector/01_runtime.ipynb #4e4c27ba
+def default_bundle() -> Path:
+    "The folder of the bundle that answers where none is named; raises `HatenbError` if it is not there"
+    folder = settings().detector_path or Path(str(files('hatenb')/'embedded'))
+    if (folder/'detector.json').is_file(): return folder
+    raise HatenbError('there is no default detector', folder,
+                      'Name a bundle or a run, let HATENB_DETECTOR be the folder of a bundle, or install hatenb again.')
+
+def with_graphs(
+    folder:Path,  # of a bundle
+) -> Path:
+    "The bundle, if it has ONNX files; else the folder in the cache where it has, made when it is first asked for"
+    place = folder/'detector.json'
+    if Manifest.from_dict(_read_json(place), place).onnx: return folder
+    made = settings().cache_path/'detectors'/file_sha256(place)[:16]
+    if made.is_dir(): return made
+    warnings.warn('the ONNX file of the default detector is made, once; this takes a minute')
+    try: bundle = importlib.import_module('hatenb.detector.bundle')   # by name: who reads alone needs no torch
+    except ImportError as e:
+        raise HatenbError(f'the ONNX file is not made yet, and {e.name} is missing', folder,
+                          'Install hatenb whole once, or take a bundle with ONNX files.') from None
+    return bundle.add_graphs(folder, made)
+
 # %% ../../nbs/detector/01_runtime.ipynb #7300b658
 def find_bundle(
     place:str|Path,           # a folder, or a name on the hub
@@ -825,10 +848,11 @@ def _session(file, threads):
     "A graph, ready to run"
     try: import onnxruntime
     except ImportError:
-        raise HatenbError('onnxruntime is missing', file, "Install it: pip install 'hatenb[onnx]'.") from None
+        raise HatenbError('onnxruntime is missing', file, 'Install it: pip install onnxruntime.') from None
     _check_whole(file)
     options = onnxruntime.SessionOptions()
     if threads: options.intra_op_num_threads = threads
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')    # who waits leaves the core to others
     options.log_severity_level = 3
     try: return onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
     except Exception as e: raise HatenbError(f'the graph cannot be read: {str(e)[:200]}', file, _again) from None
@@ -855,12 +879,12 @@ def bundle_parts(folder:Path, graph:Graph) -> dict:
 class Runtime(Answerer):
     "A bundle's detector without torch; raises `HatenbError` for a bundle that is damaged, or has no ONNX files"
     def __init__(self,
-        place:str|Path,          # a bundle's folder, or its name on the hub
+        place:str|Path|None=None,# a bundle's folder, or its name on the hub (default: the one in the package)
         exact:bool=False,        # each task's posts are read as its own corpus writes them
         threads:int|None=None,   # of one pass (default: as ONNX Runtime chooses)
         revision:str|None=None,  # branch, tag or commit on the hub
         operating_point:str|float=''): # a name of the manifest's, or a threshold (default: the manifest's first)
-        folder = find_bundle(place, revision)
+        folder = with_graphs(default_bundle()) if place is None else find_bundle(place, revision)
         m = read_manifest(folder)
         if not m.onnx: raise HatenbError('the bundle has no ONNX files', folder, 'Make it with `--onnx int8`.')
         passes = [p for g in m.graphs for p in graph_passes(
