@@ -25,6 +25,7 @@ from .core import HatenbError, read_json
 from .corpora import corpora
 from .evaluation import main_metrics, metric_of
 from .reports import best_by_strategy, results_html, strategy_label, strategy_style, train_part_note
+from .runs import decided_values
 from .studies import results_folder, study_records
 
 # %% ../nbs/12b_pages.ipynb #0cb85cde
@@ -74,8 +75,9 @@ def main_value(
     "The main metric of a task"
     for r in records:
         if task not in r['metrics'].get(split, {}): continue
-        (name,) = main_metrics({task: r['metrics'][split][task]})
-        return r['metrics'][split][task][name.rpartition('.')[2]]
+        values = decided_values(r, split)[task]
+        (name,) = main_metrics({task: values})
+        return values[name.rpartition('.')[2]]
 
 def mean_score(
     records:list[dict], # of one row
@@ -222,7 +224,8 @@ def table_html(
         kind = ' class="published"' if name in published else ''
         values = ''.join(f'<td class="n">{c}</td>' for c in cells)
         return f'<tr{kind}><th scope="row">{html.escape(name)}{mark}</th>{values}</tr>'
-    def _head(c): return html.escape(c).replace(' ↑', '&nbsp;↑').replace(' ↓', '&nbsp;↓')    # an arrow stays with its name
+    # an arrow stays with its name
+    def _head(c): return html.escape(c).replace(' ↑', '&nbsp;↑').replace(' ↓', '&nbsp;↓')
     head = ''.join(f'<th scope="col" class="n">{_head(c)}</th>' for c in columns)
     body = ''.join(_row(n, cells) for n,cells in rows.items())
     below = [said]*bool(said) + [f'<sup>{i}</sup> {html.escape(t)}' for i,t in enumerate(texts, 1)]
