@@ -26,7 +26,7 @@ demo: install
 test: export OMP_NUM_THREADS = 1
 test: dev
 	$(BIN)/python .ci/notebooks.py 2
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # what CI checks beside the tests: modules are exported, notebooks clean, lines short, imports go down the floors
 check: dev

@@ -12,7 +12,7 @@ _face = {
     'RunConfig': 'runs', 'Run': 'runs', 'make_run': 'making', 'Study': 'studies', 'run_study': 'studies',
     'load_encoder': 'encoder', 'merge_adapters': 'merging',
     'evaluate': 'evaluation', 'compare': 'evaluation',
-    'Detector': 'detector',
+    'Detector': 'detector', 'Scorer': 'detector',
 }
 __all__ = [*_face]
 

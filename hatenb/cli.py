@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/cli.html.md"""
 __all__ = ['app', 'main']
 
 # %% ../nbs/13_cli.ipynb #5ab475f6
-import atexit, collections, contextlib, dataclasses, gc, importlib, inspect, json, os, sys, warnings
+import atexit, collections, contextlib, dataclasses, gc, importlib, inspect, json, os, sys, textwrap, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -190,7 +190,8 @@ def _study(
     study = Study.load(path)
     records = run_study(study, workers=workers)
     print(_results(records, study.titles))
-    for line in _best_on_validation(records): print(line)
+    for line in _best_on_validation(records):
+        print(textwrap.fill(line, 100, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False))
     if not publish: return
     count = len(publish_records(records, publish, not records_only, study))
     print(f'published {count} records to {publish}')
@@ -295,19 +296,47 @@ def _explain(
 # %% ../nbs/13_cli.ipynb #9fd0d05d
 @app.command('functional')
 def _functional(
-    runs:Annotated[Optional[list[Path]], typer.Argument(help='folders of finished runs with a label or a score')]=None,
+    runs:Annotated[Optional[list[Path]], typer.Argument(
+        help='folders of finished runs with a label or a score, or of bundles')]=None,
     linear:Annotated[Optional[list[str]], typer.Option(
         help='a corpus: ask a linear model of its posts, too (again for more)')]=None,
     out:Annotated[Optional[Path], typer.Option(help='write a record of each here, e.g. results/functional')]=None,
 ):
-    "Functional tests of finished runs, and their toxic score on other corpora"
+    "Functional tests of finished runs and of bundles, and their toxic score on other corpora"
     from hatenb.core import write_json
-    from hatenb.asking import functional_run, functional_text, linear_record
+    from hatenb.asking import functional_text, linear_record
     if not (runs or linear):
         raise HatenbError('there is nothing to ask', 'functional', 'Name folders of finished runs, or --linear CORPUS.')
-    for record in (*map(functional_run, runs or ()), *map(linear_record, linear or ())):
+    for record in (*map(_functional_record, runs or ()), *map(linear_record, linear or ())):
         print(functional_text(record) + '\n')
         if out: print(f'record: {write_json(out/(record.get("name", record["id"])+".json"), record)}')
+
+def _functional_record(place):
+    "Of a run by its first head that knows, of a bundle by all of them, at its operating point"
+    from hatenb.asking import functional_record, functional_run
+    if not (place/'detector.json').is_file(): return functional_run(place)
+    from hatenb.detector.deciding import toxic_scores
+    detector = _open(str(place))
+    return functional_record(toxic_scores(detector), dict(id=detector.id, config=detector.record['config']))[0]
+
+# %% ../nbs/13_cli.ipynb #1f70e94a
+@app.command('disguises')
+def _disguises(
+    models:Annotated[list[str], typer.Argument(help="runs' folders or names, bundles' folders, or names on the hub")],
+    corpus:Annotated[Optional[list[str]], typer.Option(
+        help='of validation posts (again for more; default: hatexplain and dynahate)')]=None,
+    most:Annotated[int, typer.Option(help='posts of each corpus')]=1000,
+    out:Annotated[Optional[Path], typer.Option(help='write a record of each here, e.g. results/disguises')]=None,
+):
+    "What detectors find of validation posts, as they were and in every disguise"
+    from hatenb.core import write_json
+    from hatenb.asking import detector_scores, disguise_record, disguises_text, ways
+    for m in models:
+        detector = _open(m)
+        scores = {way: detector_scores(detector, undisguises) for way,undisguises in ways.items()}
+        record = disguise_record(scores, dict(name=detector.id), *([corpus] if corpus else []), most=most)
+        print(disguises_text(record) + '\n')
+        if out: print(f'record: {write_json(out/(record["name"]+".json"), record)}')
 
 # %% ../nbs/13_cli.ipynb #d7e1601d
 @app.command('demo')
@@ -315,28 +344,35 @@ def _demo(
     out:Annotated[Path, typer.Option(help='where the runs, the plot and the page go')]=Path('demo'),
     limit:Annotated[Optional[int], typer.Option(help='posts of each split')]=None,
     epochs:Annotated[Optional[int], typer.Option(help='passes over the posts')]=None,
+    workers:Annotated[Optional[int], typer.Option(min=1, help='processes (default: one a core, up to 4)')]=None,
 ):
     "The whole comparison in small, on the embedded encoder"
     from hatenb.reports import results_figure, write_report
-    from hatenb.studies import demo_study, run_study
-    records = run_study(demo_study(settings().data_path is not None, limit, epochs), out/'runs')
+    from hatenb.studies import core_shares, demo_study, run_study
+    study = demo_study(settings().data_path is not None, limit, epochs)
+    records = run_study(study, out/'runs', workers=workers or min(4, len(core_shares(1)[0])))
     print(_results(records))
     results_figure(records).savefig(out/'results.png', dpi=150, bbox_inches='tight')
     write_report(records, out/'report.html', 'hatenb: the comparison in small')
     for f in (out/'runs', out/'results.png', out/'report.html'): print(f)
 
 # %% ../nbs/13_cli.ipynb #a91c7e20
-def _open(place=None, onnx=None):
+def _open(place=None, onnx=None, operating_point=''):
     """The detector of a run, of a bundle, of a name on the hub, or of the package where none is named; ONNX files
     are taken where they are, unless torch is asked for. Raises `HatenbError` if there is no such detector"""
+    point = _number_or_name(operating_point)
     if onnx is not False and (place is None or (Path(place)/'onnx').is_dir()):
         from hatenb.detector.runtime import Runtime
-        return Runtime(place)
+        return Runtime(place, operating_point=point)
     from hatenb.detector import Detector
     if place is None or (folder := _finished_run(place)) is None:
-        return Detector.from_pretrained(place, backend='onnx' if onnx else 'torch')
+        return Detector.from_pretrained(place, backend='onnx' if onnx else 'torch', operating_point=point)
     if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle`.')
-    return Detector.from_run(folder)
+    return Detector.from_run(folder, operating_point=point)
+
+def _number_or_name(text):
+    try: return float(text)
+    except ValueError: return text
 
 def _finished_run(place):
     "The folder of a finished run, by its path or its name; none if it is something else"
@@ -364,7 +400,7 @@ def _json_line(n, line, refuse):
     else: refuse(n, 'there is no "text" that is a string')
 
 # %% ../nbs/13_cli.ipynb #fdedb004
-def _detect_lines(detector, file, jsonl, strict, place):
+def _detect_lines(detector, file, jsonl, strict, place, **options):
     "Answer the lines of a file as JSON lines on standard output"
     from hatenb.detector import json_line
     stopped,waiting = [],collections.deque()
@@ -378,7 +414,7 @@ def _detect_lines(detector, file, jsonl, strict, place):
                 waiting.append(dict(line=n) | ({} if i is None else dict(id=i)))
                 yield text
         except HatenbError as e: stopped.append(e)       # after the lines before it are answered
-    for answer in detector.stream(texts()): print(json_line(waiting.popleft() | answer))
+    for answer in detector.stream(texts(), **options): print(json_line(waiting.popleft() | answer))
     if stopped: raise stopped[0]
 
 # %% ../nbs/13_cli.ipynb #9d883f9f
@@ -395,23 +431,27 @@ def _detect(
     reveal:Annotated[bool, typer.Option(help='show slurs, where answers are given in words')]=False,
     onnx:Annotated[Optional[bool], typer.Option('--onnx/--torch',
         help='who answers (default: ONNX Runtime, where the bundle has a file for it)')]=None,
+    operating_point:Annotated[str, typer.Option(help='from where on a post is toxic: macro-f1, false-alarms-5, '
+        'false-alarms-10, or a probability (default: the first of the model)')]='',
+    sentences:Annotated[bool, typer.Option('--sentences', help='also by sentence')]=False,
+    words:Annotated[bool, typer.Option('--words', help='with the weights of all words, for files')]=False,
 ):
-    "Class, targets, rationale and severity of posts"
+    "Whether posts are toxic; class, targets, rationale and severity"
     if bool(posts) == bool(file):
         what = 'there are posts and a file' if posts else 'there is nothing to detect'
         raise HatenbError(what, 'detect', 'Give one or more posts, or --file.')
     if file not in (None, '-') and not Path(file).is_file():
         raise HatenbError('there is no such file', file, 'Check the path, or give - for standard input.')
-    detector = _open(model, onnx)
-    if posts: return print('\n\n'.join(d.summary(reveal) for d in detector(posts)))
-    _detect_file(detector, file, jsonl, strict)
+    detector = _open(model, onnx, operating_point)
+    if posts: return print('\n\n'.join(d.summary(reveal) for d in detector(posts, sentences=sentences)))
+    _detect_file(detector, file, jsonl, strict, sentences=sentences, words=words)
 
-def _detect_file(detector, file, jsonl, strict):
+def _detect_file(detector, file, jsonl, strict, **options):
     sys.stdout.reconfigure(encoding='utf-8')
     if jsonl is None: jsonl = file.endswith('.jsonl')
     try:
         with open(file, 'rb') if file != '-' else contextlib.nullcontext(sys.stdin.buffer) as lines:
-            _detect_lines(detector, lines, jsonl, strict, file if file != '-' else 'standard input')
+            _detect_lines(detector, lines, jsonl, strict, file if file != '-' else 'standard input', **options)
         sys.stdout.flush()
     except BrokenPipeError:                              # whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -437,11 +477,12 @@ def _bundle(
         raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use int8, float32 or none.')
     if out and out.exists() and not wheel:
         raise HatenbError('there is something already', out, 'Name a folder that is not there yet, or remove it.')
+    if (folder := _finished_run(run)) is not None: _decide(folder)
     detector = _open(run, onnx=False)
-    tables = {}
+    tables = _alarms(detector) if folder else {}
     if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it
         from hatenb.asking import card_tables
-        tables = card_tables(json.loads(tests.read_text(encoding='utf-8')))
+        tables |= card_tables(json.loads(tests.read_text(encoding='utf-8')))
     how = dict(onnx=onnx.removeprefix('none'), whole=whole, half=half, check=check, tables=tables)
     if wheel:
         from hatenb.detector import save_wheel
@@ -453,6 +494,18 @@ def _size(path):
     files = path.rglob('*') if path.is_dir() else [path]
     return f'{path}: {sum(f.stat().st_size for f in files if f.is_file())/1e6:.1f} MB'
 
+def _decide(folder):
+    "Choose what the detector of a run decides by, unless that was done for its weights"
+    from hatenb.detector.deciding import decided, fit_decisions
+    if decided(folder): return
+    print('choosing weights and thresholds on the validation posts …', file=sys.stderr)
+    fit_decisions(folder)
+
+def _alarms(detector):
+    "What the card says of false alarms"
+    from hatenb.detector.false_alarms import alarm_tables, false_alarm_record
+    return alarm_tables(false_alarm_record(detector, list(detector.record['corpora'])))
+
 # %% ../nbs/13_cli.ipynb #23786f82
 @app.command('serve')
 def _serve(
@@ -460,16 +513,46 @@ def _serve(
         help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)")]=None,
     host:Annotated[str, typer.Option(help='address to listen on')]='127.0.0.1',
     port:int=8000,
-    most:Annotated[int, typer.Option(help='characters of a post')]=10_000,
-    per_minute:Annotated[int, typer.Option(help='posts a minute from one address')]=60,
+    most:Annotated[int, typer.Option(help='characters of a post')]=20_480,
+    many:Annotated[int, typer.Option(help='posts of a request')]=100,
+    per_minute:Annotated[int, typer.Option(min=1, help='posts a minute from one address')]=6000,
+    at_once:Annotated[int, typer.Option(min=1, help='requests that are answered at a time')]=128,
+    waiting:Annotated[int, typer.Option(min=1, help='posts that may wait')]=1000,
+    batching:Annotated[bool, typer.Option(help='one call of the detector for requests that come together')]=True,
+    token_file:Annotated[Optional[Path], typer.Option(
+        help='a file with the token that who asks has to bring (default: HATENB_TOKEN, if it is set)')]=None,
+    operating_point:Annotated[str, typer.Option(help='from where on a post is toxic, see `hatenb detect --help`')]='',
     onnx:Annotated[Optional[bool], typer.Option('--onnx/--torch',
         help='who answers (default: ONNX Runtime, where the bundle has a file for it)')]=None,
 ):
-    "A small local page: type a post, see the four answers"
-    from hatenb.detector import serve
-    detector = _open(model, onnx)
+    "A page to try posts, answers for programs, and Perspective's API; on this machine only, unless told otherwise"
+    from hatenb.detector.serving import read_token, serve
+    token = read_token(token_file)
+    detector = _open(model, onnx, operating_point)
     print(f'http://{host}:{port}', flush=True)
-    serve(detector, host, port, most=most, per_minute=per_minute)
+    serve(detector, host, port, token=token, most=most, many=many, per_minute=per_minute, at_once=at_once,
+          waiting=waiting, together=8 if batching else 1)
+
+# %% ../nbs/13_cli.ipynb #7271db34
+@app.command('score')
+def _score(
+    places:Annotated[list[str], typer.Argument(
+        metavar='IN', help='files, folders or quoted patterns: JSON lines, CSV, TSV, Parquet, text')],
+    out:Annotated[Path, typer.Option(help='the folder of answers; what is there already is left')]=...,
+    model:Annotated[str, typer.Option(
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the embedded one)")]='',
+    text:Annotated[str, typer.Option(help='the column with the posts')]='text',
+    prefix:Annotated[str, typer.Option(help='before the names of the columns that are added')]='',
+    rows:Annotated[int, typer.Option(min=1, help='that are held at once, and lost at most when it is stopped')]=20_000,
+    engine:Annotated[str, typer.Option(help='local, or ray: here, or on the cluster that RAY_ADDRESS names')]='local',
+    workers:Annotated[int, typer.Option(min=1, help='of the engine')]=1,
+    threads:Annotated[Optional[int], typer.Option(min=1, help='of a worker (default: all here, one on Ray)')]=None,
+):
+    "Answer files of posts, of any size, as Parquet"
+    from hatenb.detector import Scorer, score_files
+    done = score_files(places, out, Scorer(model, text, prefix, threads=threads), rows, engine, workers)
+    print(f'{done["rows"]:,} rows of {done["files"]:,} files are answered in {out}, {done["now"]:,} of them now')
+    if done['broken']: print(f'{done["broken"]:,} broken rows are left out: {out/"_broken"} has their places')
 
 # %% ../nbs/13_cli.ipynb #41ef3ce4
 @app.command('convert-adapter')

@@ -6,8 +6,10 @@ Docs: https://hatenb.github.io/hatenb/pages.html.md"""
 
 # %% auto #0
 __all__ = ['with_config', 'the_one', 'published_predictions', 'write_gold', 'main_value', 'mean_score', 'main_label',
-           'main_metric_of', 'fixed', 'signed', 'with_interval', 'in_words', 'listed', 'scores_html', 'folded',
-           'all_metrics', 'scores_figure', 'draw_interval', 'differences_figure', 'pairs_of']
+           'main_metric_of', 'in_digits', 'signed', 'with_interval', 'percent', 'gap', 'in_words', 'listed', 'sentence',
+           'verdicts', 'compared_strategies', 'answer_sentence', 'scorecard', 'table_html', 'scores_html', 'folded',
+           'all_metrics', 'row_styles', 'draw_interval', 'scores_figure', 'differences_figure', 'pairs_of',
+           'communities_figure', 'by_block']
 
 # %% ../nbs/12b_pages.ipynb #6e82a9bc
 import html, textwrap
@@ -15,12 +17,15 @@ import html, textwrap
 # %% ../nbs/12b_pages.ipynb #5de3dc85
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd
+from scipy.stats import false_discovery_control
 
 # %% ../nbs/12b_pages.ipynb #ea391d86
-from .core import HatenbError
+from .comparisons import comparisons_table
+from .core import HatenbError, read_json
+from .corpora import corpora
 from .evaluation import main_metrics, metric_of
-from .reports import results_html, strategy_style, train_part_note
-from .studies import results_folder
+from .reports import best_by_strategy, results_html, strategy_label, strategy_style, train_part_note
+from .studies import results_folder, study_records
 
 # %% ../nbs/12b_pages.ipynb #0cb85cde
 def with_config(
@@ -92,22 +97,30 @@ def main_metric_of(task:str):
     return metric_of(task, kind_of(Task.parse(task)).main)
 
 # %% ../nbs/12b_pages.ipynb #2e01d838
-def fixed(x:float, digits:int=3) -> str:
+def in_digits(x:float, digits:int=3) -> str:
     "A number with so many digits, without the zero before the point and with a true minus sign: −.014"
     text = f'{x:.{digits}f}'.replace('-', '−')
     return text.replace('0.', '.', 1) if abs(x) < 1 else text
 
 def signed(x:float, digits:int=3) -> str:
     "A difference with its sign: +.014, −.014"
-    return ('+' if x >= 0 else '') + fixed(x, digits)
+    return ('+' if x >= 0 else '') + in_digits(x, digits)
 
 def with_interval(v:dict|None) -> str:
     "A value and half of its 95 % interval: .682 ± .020; – where there is none"
     if v is None or v['value'] is None: return '–'
-    if v.get('low') is None: return fixed(v['value'])
-    return f'{fixed(v["value"])} ± {fixed((v["high"]-v["low"])/2)}'
+    if v.get('low') is None: return in_digits(v['value'])
+    return f'{in_digits(v["value"])} ± {in_digits((v["high"]-v["low"])/2)}'
 
 # %% ../nbs/12b_pages.ipynb #587e11c3
+def percent(x:float) -> str:
+    "A share: 67 %"
+    return f'{100*x:.0f} %'
+
+def gap(x:float) -> str:
+    "A difference in a sentence: .014 lower"
+    return f'{in_digits(abs(x))} {"higher" if x > 0 else "lower"}'
+
 def in_words(
     difference:float,
     corrected:float, # its p-value, corrected for the number of comparisons
@@ -121,6 +134,104 @@ def listed(words:list[str]) -> str:
     words = list(words)
     return words[0] if len(words) == 1 else ', '.join(words[:-1]) + f' and {words[-1]}' if words else 'none'
 
+# %% ../nbs/12b_pages.ipynb #584f2da9
+def sentence(text:str) -> str:
+    "With a capital letter and a full stop"
+    return f'{text[:1].upper()}{text[1:]}.'
+
+_verdicts = {(False,False): 'not significantly different{0} on any task',
+             (True,False): 'significantly better{1} on at least one task',
+             (False,True): 'significantly worse{1} on at least one task',
+             (True,True): 'significantly better{1} on one task and worse on another'}
+
+def verdicts(
+    pairs:dict[str,dict[str,dict]], # what a row is called → task → difference, corrected
+    base:str,                       # what they are compared with
+    noun:str='',                    # that the names go with, e.g. adapters
+) -> str:
+    "How rows compare with their base, as a sentence without its full stop"
+    groups = {k: [] for k in _verdicts}
+    for name,of in pairs.items():
+        told = [d['difference'] for d in of.values() if d['corrected'] < .05]
+        groups[any(x > 0 for x in told),any(x < 0 for x in told)].append(name)
+    parts,than = [],(f' from {base}',f' than {base}')
+    for k,names in groups.items():
+        if not names: continue
+        said = listed(names) + (f' {noun}' if noun and noun[:-1] not in names[-1] else '')
+        parts.append(f'{said} {"is" if said == names[0] else "are"} {_verdicts[k].format(*than)}')
+        than = '',''
+    return '; '.join(parts)
+
+# %% ../nbs/12b_pages.ipynb #9586f5cb
+def compared_strategies(
+    study:str,        # with a comparison to single-task runs
+    tasks:list[str],
+) -> tuple[dict[str,list[dict]], dict[str,dict[str,dict]]]: # strategy → its records; strategy → task → difference
+    "Strategies, each by its best run on validation, and their differences to single-task adapters in the main metrics"
+    found = best_by_strategy(study_records(study), tasks)
+    rows = {strategy_label(s): rs for s,(rs,_) in found.items()}
+    mains = {t: main_metric_of(t).name for t in tasks}
+    table = comparisons_table(study)
+    table = table[[mains.get(t) == m for t,m in zip(table['task'], table['metric'])]]
+    name_of = {rs[0]['name']: n for n,rs in rows.items() if len(rs) == 1 and not rs[0]['config']['baseline']}
+    table = table[table['run'].isin(name_of)].copy()
+    table['corrected'] = false_discovery_control(table['p'])
+    by_run = {name_of[run]: {r['task']: r for r in t.to_dict('records')} for run,t in table.groupby('run', sort=False)}
+    return rows,{n: by_run[n] for n in rows if n in by_run}
+
+def answer_sentence(pairs:dict[str,dict[str,dict]]) -> str: # as `compared_strategies` gives them
+    "The answer in bold Markdown"
+    one = strategy_label('shared')
+    named = {f'one {n}' if n == one else n: of for n,of in pairs.items()}
+    return f'**{sentence(verdicts(named, "single-task adapters", "adapters"))}**'
+
+# %% ../nbs/12b_pages.ipynb #e4cd4f1d
+def scorecard(
+    record:dict, # of the detector's run
+) -> dict[str,str]: # what → value
+    "What is known of a detector, a line each: main metrics on test posts, HateCheck if it was asked, speed, size"
+    def _name(t): return f'{corpora[t.rpartition("/")[0]].title}: {main_label(t)}'
+    out = {_name(t): with_interval(main_value([record], t)) for t in record['metrics']['test']}
+    for f in sorted((results_folder()/'functional').glob('*.json')):
+        asked = read_json(f)
+        if asked['id'] != record['id']: continue
+        passed = asked['functional']['toxic']
+        out |= {f'HateCheck, {w} cases: passed': percent(passed[k]['value'])
+                for k,w in (('hateful', 'hateful'), ('other', 'other'))}
+    speed = read_json(results_folder()/'benchmarks'/'detecting.json')
+    paces = {'': 'detector', ', ONNX int8': 'detector, ONNX int8'}
+    for words,key in paces.items():
+        pace = speed['posts_per_second'][key]
+        out[f'posts/s one at a time, 64 at a time{words}'] = f'{pace["batch_1"]:.0f}, {pace["batch_64"]:.0f}'
+    threads = f'{speed["provenance"]["hardware"]}, {speed["provenance"]["threads"]} threads'
+    return out | {'measured on': threads, 'size without the encoder': f'{speed["bundle_megabytes"]:.1f} MB'}
+
+# %% ../nbs/12b_pages.ipynb #12be3fb6
+def table_html(
+    rows:dict[str,list[str]],  # what a row is called → its cells, HTML
+    columns:list[str],         # their headings
+    caption:str='',
+    notes:dict[str,str]={},    # what a row is called → a footnote
+    published:tuple=(),        # rows in italics
+    said:str='',               # below the table, before the footnotes; HTML
+) -> str:
+    "A narrow table of numbers as HTML"
+    texts = list(dict.fromkeys(notes[n] for n in rows if n in notes))
+    def _row(name, cells):
+        mark = f'<sup>{texts.index(notes[name])+1}</sup>' if name in notes else ''
+        kind = ' class="published"' if name in published else ''
+        values = ''.join(f'<td class="n">{c}</td>' for c in cells)
+        return f'<tr{kind}><th scope="row">{html.escape(name)}{mark}</th>{values}</tr>'
+    def _head(c): return html.escape(c).replace(' ↑', '&nbsp;↑').replace(' ↓', '&nbsp;↓')    # an arrow stays with its name
+    head = ''.join(f'<th scope="col" class="n">{_head(c)}</th>' for c in columns)
+    body = ''.join(_row(n, cells) for n,cells in rows.items())
+    below = [said]*bool(said) + [f'<sup>{i}</sup> {html.escape(t)}' for i,t in enumerate(texts, 1)]
+    label,foot = html.escape(caption),f'<small>{"<br>".join(below)}</small>' if below else ''
+    top = f'<figcaption>{label}</figcaption>' if caption else ''
+    table = f'<table><thead><tr><th scope="col"></th>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return (f'<figure class="results scores">{top}<div class="wide" tabindex="0" role="region" '
+            f'aria-label="{label or "results"}">{table}</div>{foot}</figure>')
+
 # %% ../nbs/12b_pages.ipynb #65e7596f
 def scores_html(
     rows:dict[str,list[dict]], # what a row is called → its records
@@ -130,20 +241,12 @@ def scores_html(
 ) -> str:
     "The main metric of each task as HTML, a row a strategy; bold is the best of ours and what its interval reaches"
     best = {t: _reached([main_value(rs, t) for rs in rows.values()]) for t in tasks}
-    head = ''.join(f'<th scope="col" class="n">{html.escape(c)}</th>' for c in map(main_label, tasks))
-    body = []
-    for i,(name,records) in enumerate(rows.items()):
-        cells = [_bold(with_interval(main_value(records, t)), best[t][i]) for t in tasks]
-        mark = f'<sup>{list(notes).index(name)+1}</sup>' if name in notes else ''
-        kind = ' class="published"' if 'published' in records[0] else ''
-        row = ''.join(f'<td class="n">{c}</td>' for c in cells)
-        body.append(f'<tr{kind}><th scope="row">{html.escape(name)}{mark}</th>{row}</tr>')
+    def _cells(i, rs): return [_bold(with_interval(main_value(rs, t)), best[t][i]) for t in tasks]
+    cells = {n: _cells(i, rs) for i,(n,rs) in enumerate(rows.items())}
+    published = [n for n,rs in rows.items() if 'published' in rs[0]]
     made = html.escape(train_part_note([r for rs in rows.values() for r in rs]))
-    foot = ''.join(f'<br><sup>{i}</sup> {html.escape(t)}' for i,t in enumerate(notes.values(), 1))
-    table = (f'<table><thead><tr><th scope="col"></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>')
-    return (f'<figure class="results scores"><figcaption>{html.escape(caption)}</figcaption>'
-            f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(caption)}">{table}</div>'
-            f'<small>± half of the 95 % bootstrap interval over posts. {made}{foot}</small></figure>')
+    said = f'± half of the 95 % bootstrap interval over posts. {made}'
+    return table_html(cells, [main_label(t) for t in tasks], caption, notes, published, said)
 
 def _bold(text, best): return f'<b>{text}</b>' if best else text
 
@@ -164,25 +267,15 @@ def all_metrics(records:list[dict], caption:str='') -> str:
     "The table with the metrics of all kinds, folded"
     return folded(results_html(records, caption=caption))
 
-# %% ../nbs/12b_pages.ipynb #134f49d8
-def scores_figure(
-    rows:dict[str,list[dict]], # what a row is called → its records; at most a dozen are drawn
-    tasks:list[str],
-):
-    "The main metrics with their intervals, a panel a task, a row a strategy"
-    rows = dict(list(rows.items())[:12])
-    names = [textwrap.fill(n, 24) for n in rows]
-    height = 1.1 + .2*sum(n.count('\n')+1.4 for n in names)
-    fig,axes = plt.subplots(1, len(tasks), figsize=(7, height), sharey=True, squeeze=False, layout='constrained')
-    for ax,task in zip(axes[0], tasks):
-        for i,records in enumerate(rows.values()):
-            draw_interval(ax, i, main_value(records, task), **strategy_style(records[0]))
-        ax.set(xlabel='\n'.join(main_label(task).split(' ', 1)), yticks=range(len(rows)), yticklabels=names)
-        ax.tick_params(labelsize=9)
-        ax.xaxis.set_major_locator(plt.MaxNLocator(3))
-        ax.grid(axis='x', alpha=.3)
-    axes[0][0].set_ylim(len(rows)-.5, -.5)
-    return fig
+# %% ../nbs/12b_pages.ipynb #6a6c7f9e
+def row_styles(rows:dict[str,list[dict]]) -> dict[str,dict]: # what a row is called → color, marker, filled
+    "How rows are drawn: by strategy; the first of a strategy is filled"
+    seen,out = set(),{}
+    for name,records in rows.items():
+        style = strategy_style(records[0])
+        out[name] = dict(style, filled=style['marker'] not in seen)
+        seen.add(style['marker'])
+    return out
 
 def draw_interval(
     ax,
@@ -197,6 +290,39 @@ def draw_interval(
     if v.get('low') is not None: ax.plot([v['low'], v['high']], [y, y], color=color, lw=2)
     ax.plot(v['value'], y, marker, color=color, ms=7, mfc=color if filled else 'white')
 
+def _named_rows(axes, names):
+    "Rows from the top, their names at the left"
+    axes[0].set_yticks(range(len(names)), [textwrap.fill(n, 24) for n in names], fontsize=9)
+    axes[0].set_ylim(len(names)-.5, -.5)
+
+def _number_axis(ax, label, ticks):
+    "An axis with few, short numbers"
+    ax.set_xlabel(label, fontsize=9)
+    ax.tick_params(labelsize=9)
+    ax.xaxis.set_major_locator(plt.MaxNLocator(ticks))
+    ax.xaxis.set_major_formatter(lambda x,_: in_digits(x).rstrip('0').rstrip('.') or '0')
+    ax.grid(axis='x', alpha=.3)
+
+def _panels(n, names):
+    "Panels side by side, as high as their rows need"
+    height = 1.1 + .2*sum(textwrap.fill(x, 24).count('\n')+1.4 for x in names)
+    return plt.subplots(1, n, figsize=(7, height), sharey=True, squeeze=False, layout='constrained')
+
+# %% ../nbs/12b_pages.ipynb #134f49d8
+def scores_figure(
+    rows:dict[str,list[dict]], # what a row is called → its records; at most a dozen are drawn
+    tasks:list[str],
+):
+    "The main metrics with their intervals, a panel a task, a row a strategy"
+    rows = dict(list(rows.items())[:12])
+    fig,axes = _panels(len(tasks), rows)
+    for ax,task in zip(axes[0], tasks):
+        for i,records in enumerate(rows.values()):
+            draw_interval(ax, i, main_value(records, task), **strategy_style(records[0]))
+        _number_axis(ax, '\n'.join(main_label(task).split(' ', 1)), 3)
+    _named_rows(axes[0], rows)
+    return fig
+
 # %% ../nbs/12b_pages.ipynb #2a804f3a
 def differences_figure(
     rows:dict[str,dict[str,dict]], # what a row is called → task → difference, low, high, corrected
@@ -204,21 +330,16 @@ def differences_figure(
     colours:dict[str,dict]={},     # what a row is called → its style (default: black)
 ):
     "Differences with their intervals beside a line at zero, filled where they are significant after correction"
-    size = 7, 1.1 + .3*len(rows)
-    fig,axes = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False, layout='constrained')
-    names = [textwrap.fill(n, 24) for n in rows]
+    fig,axes = _panels(len(tasks), rows)
     for ax,task in zip(axes[0], tasks):
         for i,(name,of) in enumerate(rows.items()):
             if task not in of: continue
             d = of[task]
             v = dict(value=d['difference'], low=d['low'], high=d['high'])
-            draw_interval(ax, i, v, **colours.get(name, {}), filled=d['corrected'] < .05)
+            draw_interval(ax, i, v, **{**colours.get(name, {}), 'filled': d['corrected'] < .05})
         ax.axvline(0, color='.5', lw=1)
-        ax.set(xlabel=f'{task.rpartition("/")[2]}, difference', yticks=range(len(rows)), yticklabels=names)
-        ax.xaxis.set_major_locator(plt.MaxNLocator(4, symmetric=True))
-        ax.tick_params(labelsize=9)
-        ax.grid(axis='x', alpha=.3)
-    axes[0][0].set_ylim(len(rows)-.5, -.5)
+        _number_axis(ax, f'{task.rpartition("/")[2]},\ndifference', 3 if len(tasks) < 4 else 2)
+    _named_rows(axes[0], rows)
     return fig
 
 # %% ../nbs/12b_pages.ipynb #01389404
@@ -232,3 +353,39 @@ def pairs_of(
     for r in pairs[pairs['against'] == against].to_dict('records'):
         if r['run'] in names: out.setdefault(names[r['run']], {})[r['task']] = r
     return {n: out[n] for n in names.values() if n in out}
+
+# %% ../nbs/12b_pages.ipynb #25bcaf31
+def communities_figure(
+    found:dict[str,dict],      # what a run is called → its metrics of a task with communities
+    styles:dict[str,dict],     # what a run is called → color, marker, filled
+    before:dict[str,dict]={},  # the same runs before something was chosen: hollow marks without an interval
+):
+    "F1 of each community, those with most posts first; in brackets the posts that name it"
+    confusion = next(iter(found.values()))['confusion']
+    size = {t: c['tp']+c['fn'] for t,c in confusion.items()}
+    order = sorted(size, key=size.get, reverse=True)
+    fig,ax = plt.subplots(figsize=(7, 1.4+.4*len(order)), layout='constrained')
+    for i,(name,metrics) in enumerate(found.items()):
+        away,style = (i-(len(found)-1)/2)*.7/len(found),styles[name]
+        for y,t in enumerate(order):
+            draw_interval(ax, y+away, metrics[f'f1.{t}'], **style)
+            if name not in before: continue
+            draw_interval(ax, y+away, dict(before[name][f'f1.{t}'], low=None), **{**style, 'filled': False})
+        _in_legend(ax, name, **style)
+    _number_axis(ax, 'F1 ↑', 6)
+    _named_rows([ax], [f'{t} ({size[t]})' for t in order])
+    fig.legend(loc='outside upper center', ncols=2, fontsize=9)
+    return fig
+
+def _in_legend(ax, name, color, marker, filled=True):
+    ax.plot([], [], marker, color=color, mfc=color if filled else 'white', label=name)
+
+# %% ../nbs/12b_pages.ipynb #c192df23
+def by_block(
+    table:pd.DataFrame, # with a `layer`, the path of a module
+    of:str,             # the other column that tells rows apart, e.g. pair
+) -> pd.DataFrame:
+    "The mean over the layers of each block"
+    number = table['layer'].str.extract(r'\.(\d+)\.')[0].fillna('')
+    blocks = table.assign(layer='block ' + number)
+    return blocks.groupby(['layer', of], sort=False).mean(numeric_only=True).reset_index()

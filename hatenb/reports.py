@@ -11,7 +11,7 @@ __all__ = ['tables', 'palette', 'marks', 'strategy_styles', 'main_only', 'qualit
            'train_part_note', 'strategy_style', 'results_figure', 'trained_tasks', 'curves_figure', 'write_report']
 
 # %% ../nbs/12_reports.ipynb #73940323
-import base64, collections, html, io, itertools, textwrap
+import base64, collections, html, io, itertools, numbers, textwrap
 from pathlib import Path
 from typing import Callable
 
@@ -20,14 +20,16 @@ import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 
 # %% ../nbs/12_reports.ipynb #e18e662a
+from .balancing import balancers
 from .baselines import baselines
 from .composing import strategies
 from .core import HatenbError, atomic_write
 from .corpora import corpora
 from .encoder import adapter_methods
 from .evaluation import definitions, metric_of
-from .kinds import kind_of
+from .kinds import kind_of, losses
 from .merging import merge_rules
+from .regularisers import regularisers
 from .runs import RunConfig, flat_settings, strategy_of
 from .studies import validation_score
 from .tasks import Task, question_of
@@ -54,13 +56,13 @@ tables = {'Quality': quality, 'Calibration, disagreement and bias': further}
 
 # %% ../nbs/12_reports.ipynb #08bc5b83
 def label_of(registry, name:str) -> str:
-    "The label on a registration, or the name"
-    return getattr(registry[name], 'label', None) or name
+    "The label on a registration, or its name in words"
+    return getattr(registry[name], 'label', None) or name.replace('_', ' ')
 
 def strategy_label(strategy:str) -> str:
     "What tables and plots call a strategy; raises `HatenbError` for one that nobody registered"
     if strategy in baselines: return label_of(baselines, strategy)
-    return 'single-task' if strategy == 'single' else label_of(strategies, strategy)
+    return 'single-task adapters' if strategy == 'single' else label_of(strategies, strategy)
 
 # %% ../nbs/12_reports.ipynb #cff1ae9e
 def _adapter_words(config):
@@ -76,15 +78,18 @@ def _strategy_words(strategy, o):
     if strategy == 'fuse': how = [o.get('variant', 'static')]
     more = ['coefficients searched'] if o.get('coefficients') == 'search' else []
     rank = [f'rank {o["rank"]}'] if o.get('rank') else []
-    return [*how, *more, *rank, *{'heads': ['heads trained'], 'all': ['trained on']}.get(o.get('learn'), [])]
+    learned = {'heads': ['heads trained'], 'all': ['trained on']}
+    if strategy == 'parallel': learned['nothing'] = ['as trained']
+    return [*how, *more, *rank, *learned.get(o.get('learn'), [])]
 
 def method_name(config:dict) -> str:
     "How a run is called in tables: adapter method and strategy"
     if config['baseline']: return strategy_label(config['baseline'])
     adapter = _adapter_words(config)
     if config['strategy'] == 'shared':
-        return f'{adapter}, {"multi-task" if len(config["tasks"]) > 1 else "single task"}'
-    of = f'{config["strategy"]} of {adapter}'
+        return f'{adapter}, {"multi-task" if len(config["tasks"]) > 1 else "single-task"}'
+    how = 'side by side' if config['strategy'] == 'join' else strategy_label(config['strategy'])
+    of = how if adapter in how else f'{adapter}, {how}'          # MTL-LoRA says which adapter it is
     return ', '.join([of, *_strategy_words(config['strategy'], config['strategy_options'])])
 
 # %% ../nbs/12_reports.ipynb #b800d9d7
@@ -104,10 +109,30 @@ def _settings(config):
     "Every setting that is not at its default, by its path"
     return {p: v for p,v in flat_settings(RunConfig.from_dict(config).differences).items() if p[0] not in _unsaid}
 
-def _setting_words(path, value):
-    words = [w for w in path if w not in _plumbing]
-    shown = f'{value:g}' if isinstance(value, (int,float)) else str(value)
-    return ' '.join(words if value is True else [*words, shown])
+_read_as = {'balancing': 'loss weighting', 'lr': 'learning rate', 'augment': 'changed copies', 'epsilon': 'ε'}
+
+def _setting_value(path, value):
+    "A registered name is shown by its label"
+    registry = {'loss': losses, 'balancing': balancers}.get(path[-1], {})
+    if value in registry: return label_of(registry, value)
+    return f'{value:g}' if isinstance(value, (int,float)) else str(value)
+
+def _setting_word(path, i):
+    "A step of a setting's path"
+    if path[i-1:i] == ('regularisers',): return label_of(regularisers, path[i])
+    return _read_as.get(path[i], path[i])
+
+def _setting_words(settings):
+    "Settings in words; those of one thing stand together: `VAT (weight 1, ε 0.1)`"
+    groups = collections.defaultdict(list)
+    for path,value in settings.items():
+        *of,last = [_setting_word(path, i) for i,w in enumerate(path) if w not in _plumbing]
+        groups[' '.join(of)].append(last if value is True else f'{last} {_setting_value(path, value)}')
+    out = []
+    for of,said in groups.items():
+        if len(said) > 1 and of: out.append(f'{of} ({", ".join(said)})')
+        else: out += [f'{of} {s}'.strip() for s in said]
+    return out
 
 def run_names(
     records:list[dict],
@@ -120,7 +145,7 @@ def run_names(
     settings = [{} if 'published' in r else _settings(r['config']) for r in records]
     def _more(i):
         others = [s for k,s in zip(keys, settings) if k == keys[i]]
-        return [_setting_words(p, v) for p,v in settings[i].items() if any(o.get(p) != v for o in others)]
+        return _setting_words({p: v for p,v in settings[i].items() if any(o.get(p) != v for o in others)})
     return [', '.join([n, *([] if r['id'] in titles else _more(i))]) for i,(n,r) in enumerate(zip(names, records))]
 
 # %% ../nbs/12_reports.ipynb #e70c8316
@@ -201,7 +226,7 @@ def _cell(v, interval=True):
     if isinstance(v, tuple):
         return f'{v[0]:.3f}' + (f' [{v[1]:.3f}, {v[2]:.3f}]' if interval and v[1] is not None else '')
     if v is None or v == '' or (isinstance(v, float) and np.isnan(v)): return '–'
-    return f'{v:,.0f}' if isinstance(v, (int,float)) else str(v)
+    return f'{v:,.0f}' if isinstance(v, numbers.Number) else str(v)
 
 def _corpora(rows): return len({c.split()[0].rpartition('/')[0] for c in metric_columns(rows)}) > 1
 
@@ -431,9 +456,9 @@ def results_figure(
     fig,axes = plt.subplots(1, len(columns), figsize=(_page, height), sharey=True, squeeze=False, layout='constrained')
     for ax,c in zip(axes[0], columns):
         for r,n,v in zip(records, names, rows[c]): _draw(ax, groups[n], v, **strategy_style(r))
-        ax.set_xlabel(textwrap.fill(_title(c, _corpora(rows)), 22), fontsize=8)
-        ax.set_yticks(range(len(groups)), groups, fontsize=8)
-        ax.tick_params(axis='x', labelsize=8)
+        ax.set_xlabel(textwrap.fill(_title(c, _corpora(rows)), 22), fontsize=9)
+        ax.set_yticks(range(len(groups)), groups, fontsize=9)
+        ax.tick_params(axis='x', labelsize=9)
         ax.xaxis.set_major_locator(plt.MaxNLocator(4))
         ax.grid(axis='x', alpha=.3)
     axes[0][0].set_ylim(len(groups)-.5, -.5)
@@ -490,19 +515,19 @@ def curves_figure(
             for r,name in zip(records, names):
                 x,y,metric = _curve(r['history'], part, t)
                 if x: ax.plot(x, y, label=name, **styles[name])
-                if part == 'validation' and metric: ax.set_ylabel(f'{metric}, validation', fontsize=8)
+                if part == 'validation' and metric: ax.set_ylabel(f'{metric}, validation', fontsize=9)
         column[0].set_title(t.rpartition('/')[2], fontsize=9)
-        column[1].set_xlabel('epoch', fontsize=8)
+        column[1].set_xlabel('epoch', fontsize=9)
     _finish_curves(fig, axes)
     return fig
 
 def _finish_curves(fig, axes):
-    axes[0][0].set_ylabel('loss relative to the first', fontsize=8)
+    axes[0][0].set_ylabel('loss relative to the first', fontsize=9)
     for ax in axes.flat:
-        ax.tick_params(labelsize=8)
+        ax.tick_params(labelsize=9)
         ax.xaxis.get_major_locator().set_params(integer=True)
     lines = {l: h for ax in axes.flat for h,l in zip(*ax.get_legend_handles_labels())}
-    fig.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=2, fontsize=8)
+    fig.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=2, fontsize=9)
 
 # %% ../nbs/12_reports.ipynb #39283141
 _style = '''

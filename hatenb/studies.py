@@ -377,6 +377,15 @@ def run_study(
     return [*({**read_record(f.record_file), 'folder': str(f.folder)} for f in folders), *more]
 
 # %% ../nbs/10c_studies.ipynb #d6579370
+def _demo_runs(tasks, quantization):
+    "Single-task adapters, a multi-task adapter, and the first ones merged and fused"
+    def _run(ts, **more):
+        heads = dict(target=dict(loss_options=dict(balance=.5))) if any(t.endswith('/target') for t in ts) else {}
+        return dict(tasks=ts, quantization=quantization, heads=heads, **more)
+    single = [_run([t]) for t in tasks]
+    merged = _run(tasks, strategy='merge', sources=single, strategy_options=dict(rule='knots', learn='heads'))
+    return [*single, _run(tasks), merged, _run(tasks, strategy='fuse', sources=single)]
+
 def demo_study(
     real:bool,            # take the real corpora, cut to `limit` posts a split, instead of the mini ones
     limit:int|None=None,  # posts of each split
@@ -386,15 +395,10 @@ def demo_study(
     tasks = (['hatexplain/label','hatexplain/target','hatexplain/rationale','mhs_share/score'] if real else
              ['mini/label','mini/target','mini/rationale','mini_mhs/score'])
     dtype = str(resolve_dtype(settings().dtype, resolve_device(settings().device))).removeprefix('torch.')
-    train = dict(epochs=epochs or (2 if real else 6), batch_size=16, lr=1e-3 if real else 2e-3, head_lr=5e-3)
-    base = dict(encoder=settings().encoder, dtype=dtype, train=train) | (dict(limit=limit or 1000) if real or limit
-                                                                         else {})
-    def _neural(ts):                    # so few posts hardly name a community: count those that do for more
-        heads = dict(heads=dict(target=dict(loss_options=dict(balance=.5)))) if any(t.endswith('/target')
-                                                                                    for t in ts) else {}
-        return dict(tasks=ts, quantization=['none','nf4'], **heads)
-    runs = [dict(tasks=tasks, baseline=['majority','tfidf'], train={}),
-            *(_neural(ts) for ts in (*([t] for t in tasks), tasks))]
+    train = dict(epochs=epochs or (3 if real else 4), batch_size=16, lr=1e-3 if real else 2e-3, head_lr=5e-3)
+    base = dict(encoder=settings().encoder, dtype=dtype, train=train)
+    if real or limit: base['limit'] = limit or 250
+    runs = [dict(tasks=tasks, baseline=['majority','tfidf'], train={}), *_demo_runs(tasks, 'none'), *_demo_runs(tasks, 'nf4')]
     return Study.from_dict(dict(name='demo', title='The comparison in small', base=base, runs=runs))
 
 # %% ../nbs/10c_studies.ipynb #3dd908bf

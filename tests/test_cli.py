@@ -1,17 +1,20 @@
 "The command line as a shell sees it"
-import json, os, re, subprocess, sys
+import collections, json, os, re, subprocess, sys
 
 import pytest
 
+from shell import command as hatenb
 
-def hatenb(*args, cwd=None, **env):
+
+def process(*args, cwd=None, **env):
+    "The same in a process of its own, which imports everything anew"
     code = 'import sys; from hatenb.cli import main; sys.argv = ["hatenb", *sys.argv[1:]]; main()'
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, timeout=560, cwd=cwd,
                           env={**os.environ, 'COLUMNS': '200', **env})
 
 
 def test_help_lists_the_commands():
-    out = hatenb('--help')
+    out = process('--help')
     assert out.returncode == 0
     for command in ('demo', 'corpora', 'run', 'study', 'evaluate', 'report', 'detect', 'bundle', 'serve'): assert command in out.stdout
 
@@ -55,12 +58,13 @@ def test_an_installed_package_is_imported_by_its_entry_point(tmp_path):
     (info/'METADATA').write_text('Metadata-Version: 2.1\nName: mine\nVersion: 1\n')
     (info/'entry_points.txt').write_text('[hatenb.plugins]\nmine = mine\n')
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get('PYTHONPATH')]))
-    assert 'mine is here' in hatenb('corpora', PYTHONPATH=path).stdout
+    assert 'mine is here' in process('corpora', PYTHONPATH=path).stdout
     (tmp_path/'mine.py').write_text('1/0')
-    out = hatenb('corpora', PYTHONPATH=path)
+    out = process('corpora', PYTHONPATH=path)
     assert out.returncode == 1 and 'ZeroDivisionError' in out.stderr and 'Traceback' not in out.stderr
 
 
+@pytest.mark.full   # test_studies.py has workers, one of them killed; each imports everything anew
 def test_a_study_is_made_by_several_workers(tmp_path):
     runs = "[[runs]]\ntasks = ['mini/label']\nbaseline = ['majority', 'tfidf']"
     (tmp_path/'two.toml').write_text(f"name = 'two'\ntitle = 'Two baselines'\n{runs}\n")
@@ -158,18 +162,21 @@ def test_errors_say_what_to_do_and_show_no_traceback(tmp_path, args, said):
 def test_corpora_says_what_is_where(tmp_path):
     out = hatenb('corpora', HATENB_DATA=str(tmp_path), HATENB_CACHE=str(tmp_path/'cache'))
     assert out.returncode == 0, out.stderr
+    assert max(map(len, out.stdout.splitlines())) <= 100
     assert re.search(r'mini .*shipped with hatenb', out.stdout) and re.search(r'hatexplain .*not here', out.stdout)
 
 
 def test_the_demonstration_in_its_smallest(tmp_path):
-    out = hatenb('demo', '--limit', 16, '--epochs', 1, '--out', tmp_path/'demo', HATENB_DATA='')
+    out = hatenb('demo', '--limit', 16, '--epochs', 1, '--workers', 1, '--out', tmp_path/'demo', HATENB_DATA='')
     assert out.returncode == 0, out.stderr
     records = [json.loads(p.read_text()) for p in (tmp_path/'demo'/'runs').rglob('record.json')]
     neural = [r for r in records if not r['config']['baseline']]
+    assert max(map(len, out.stdout.splitlines()[:-3])) <= 100                  # all but the files that were written
     assert {r['config']['quantization'] for r in neural} == {'none', 'nf4'}
-    assert sorted(len(r['config']['tasks']) for r in neural) == [1]*8 + [4]*2
+    assert sorted(len(r['config']['tasks']) for r in neural) == [1]*8 + [4]*6
+    assert collections.Counter(r['config']['strategy'] for r in neural) == dict(shared=10, merge=2, fuse=2)
     assert (tmp_path/'demo'/'results.png').read_bytes()[:4] == b'\x89PNG'
-    assert 'single task' in out.stdout and 'multi-task' in out.stdout and 'posts/s' in out.stdout
+    assert 'single-task' in out.stdout and 'multi-task' in out.stdout and 'posts/s' in out.stdout
     assert (tmp_path/'demo'/'report.html').stat().st_size > 10_000
 
 
@@ -182,7 +189,18 @@ def model(tmp_path_factory):
     name = run(RunConfig.from_dict(dict(tasks=['mini/label', 'mini/rationale'], limit=32, train=dict(epochs=1, batch_size=16))), runs)['name']
     out = hatenb('bundle', name, '--out', runs/'bundle', HATENB_RUNS=str(runs))
     assert out.returncode == 0 and 'MB' in out.stdout, out.stderr
+    assert (runs/name/'decisions.json').is_file() and 'false-alarms-5' in (runs/'bundle'/'README.md').read_text()
     return runs/'bundle'
+
+
+def test_by_sentence_at_an_operating_point(model, tmp_path):
+    (tmp_path/'in.jsonl').write_text('"One. Two!"\n')
+    out = hatenb('detect', '--model', model, '--file', tmp_path/'in.jsonl', '--sentences', '--words', '--operating-point', 'false-alarms-5')
+    assert out.returncode == 0, out.stderr
+    found = json.loads(out.stdout)
+    assert [(d['start'], d['end']) for d in found['sentences']] == [(0, 4), (5, 9)] and len(found['words']) == 2
+    out = hatenb('detect', 'a post', '--model', model, '--operating-point', 'best')
+    assert out.returncode != 0 and 'macro-f1, false-alarms-5, false-alarms-10' in out.stderr and 'Traceback' not in out.stderr
 
 
 LINES = b'{"text": "a post", "id": "x1"}\n{broken\n{"text": 7}\n\xff\n\n"only a string"\n{"text": "\\ud83d lone"}\n'

@@ -1,7 +1,5 @@
 "Comparing two runs: against a plain loop and scipy, what the null gives, what is refused, and the command"
 
-import subprocess, sys, os
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,6 +24,7 @@ from hatenb.evaluation import (
 from hatenb.evaluation.comparison import drawn_seeds, paired_draws
 from hatenb.making import make_run as run
 from hatenb.runs import RunConfig
+from shell import command
 
 
 def predicted(seed, right=0.7, corpus='mini', posts=None):
@@ -245,18 +244,11 @@ def test_the_command(tmp_path):
         for m in ('majority', 'tfidf')
     ]
 
-    def command(*args):
-        return subprocess.run(
-            [sys.executable, '-c', 'from hatenb.cli import main; main()', 'compare', *map(str, args)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, 'HATENB_QUIET': '1'},
-        )
-
-    done = command(*folders, '--resamples', 200, '--out', tmp_path / 't.csv')
+    done = command('compare', *folders, '--resamples', 200, '--out', tmp_path / 't.csv')
     assert done.returncode == 0, done.stderr[-2000:]
     t = pd.read_csv(tmp_path / 't.csv')
+    assert max(map(len, done.stdout.splitlines())) <= 100
     assert folders[1].name in done.stdout and 'mini/label macro F1 ↑' in done.stdout and '*' in done.stdout
     assert set(t.task) == {'mini/label', 'mini/target'} and (t[t.metric == 'macro_f1'].better == 'b').all()
-    failed = command(folders[0], tmp_path / 'nowhere')
+    failed = command('compare', folders[0], tmp_path / 'nowhere')
     assert failed.returncode == 1 and 'the file is missing' in failed.stderr and 'Traceback' not in failed.stderr

@@ -185,6 +185,15 @@ def test_masks_belong_to_layer_source_and_seed(rule):
         assert (first[k].dense()-other[k].dense()).norm() > .1
 
 
+@pytest.mark.parametrize('density', [.003, 1/3, .5, .7, 1.])
+def test_as_many_entries_stay_as_shall(density):
+    "Of single bytes there are 256 densities; the draws after them make all others"
+    kept = entries.drop(torch.ones(1000, 1000), density, torch.Generator().manual_seed(0)) > 0
+    assert abs(float(kept.double().mean())-density) < 5*math.sqrt(density*(1-density)/kept.numel()) + 1e-12
+    other = entries.drop(torch.ones(1000, 1000), density, torch.Generator().manual_seed(1)) > 0
+    assert density == 1 or not torch.equal(kept, other)
+
+
 def test_dare_keeps_the_expectation():
     u = update((12, 10), 3, 0)
     mean = torch.stack([one([u], 'dare_linear', rank=10, density=.5, seed=s).dense() for s in range(400)]).mean(0)
@@ -324,7 +333,9 @@ def test_thinned_merges_are_those_of_the_plain_way(shape, density):
     updates, c = [update(shape, 3+i, i) for i in range(4)], [1., 2., -.5, 1.]
     dense = [u.dense() for u in updates]
     def sorted_trim(x): return x*(x.abs() >= x.abs().flatten().sort(descending=True)[0][round(density*x.numel())-1])
-    def masks(): return [torch.rand(shape, generator=torch.Generator().manual_seed(s)) < density for s in range(4)]
+    def masks():                                            # what `drop` draws, block by block
+        return [torch.cat([entries.drop(torch.ones_like(x), density, g) > 0 for x in entries._blocks(torch.empty(shape))])
+                for g in (torch.Generator().manual_seed(s) for s in range(4))]
     def mean(parts): return sum(w*x for w, x in zip(c, parts))/sum(c)
     def elected(parts):
         stack = torch.stack([math.copysign(1, w)*x for w, x in zip(c, parts)]).double()

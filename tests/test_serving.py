@@ -1,51 +1,31 @@
-"The local page: its limits, and what a person sees in a browser"
-import json, socket, threading, time
+"The server: its limits, many texts, overload, the token, and what a person sees in a browser"
+import asyncio, json, socket
 
-import pytest
+import httpx, pytest
 
 from hatenb.core import HatenbError
-from hatenb.corpora.hatexplain import TARGETS
-from hatenb.detector.runtime import Detection
-from hatenb.detector.serving import RateLimit, make_app
-
-
-class Stub:
-    "Answers as a detector does, at once"
-    id = 'a-stub <b>'
-    def __call__(self, text):
-        if text == 'broken': raise HatenbError('the answer to label is no number', 'a bundle')
-        bad = [w for w in text.split() if w.startswith('bad')]
-        words = [dict(word=w, start=text.index(w), end=text.index(w)+len(w), weight=.9) for w in bad]
-        label = dict(normal=.1, offensive=.2, hatespeech=.7) if bad else dict(normal=.9, offensive=.1, hatespeech=0.)
-        target = {t: .9 if t == 'Women' and bad else .01 for t in TARGETS}
-        return Detection(text=text, label=max(label, key=label.get), label_prob=label, targets=['Women'] if bad else [],
-                         target_prob=target, rationale=words, severity=1.25, windows=1)
+from hatenb.detector.serving import RateLimit, make_app, read_token
+from served import Stub, running
 
 
 @pytest.fixture
 def served():
     "The page on a port of its own; yields its address"
-    import uvicorn
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    app = make_app(Stub(), most=500, per_minute=6)
-    server = uvicorn.Server(uvicorn.Config(app, host='127.0.0.1', port=port, log_level='error'))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started: time.sleep(.02)
-    yield f'http://127.0.0.1:{port}'
-    server.should_exit = True
-    thread.join(10)
+    with running(make_app(Stub(), most=500, per_minute=6)) as address: yield address
 
 
 @pytest.fixture
-def client():
+def client(): return client_of(most=100, per_minute=50)
+
+
+def client_of(detector=None, **how):
     from starlette.testclient import TestClient
-    return TestClient(make_app(Stub(), most=100, per_minute=50), base_url='http://127.0.0.1')
+    return TestClient(make_app(detector or Stub(), **how), base_url='http://127.0.0.1')
 
 
 BODIES = [(b'', 400), (b'\xff', 400), (b'[1]', 422), (b'{}', 422), (b'{"text": null}', 422),
+          (b'{"text": "a", "texts": ["b"]}', 422), (b'{"texts": "a"}', 422), (b'{"texts": ["a", 1]}', 422),
+          (b'{"texts": ["a", "broken"]}', 500), (b'{"texts": ["'+b'a'*101+b'"]}', 413), (b'{"texts": []}', 200),
           (b'{"text": "'+b'a'*101+b'"}', 413), (b'x'*5000, 413), (b'['*2000, 400), (b'{"text": "broken"}', 500),
           *((json.dumps(dict(text=t)).encode(), 200) for t in ('\ud83d\0', '', '😂'*100))]
 
@@ -75,6 +55,101 @@ def test_the_rate_is_limited_for_each_address():
     now[0] = 1000
     assert [limit.wait('b') for _ in range(4)] == [0, 0, 0, 20]
 
+
+def test_many_texts_count_as_many_and_are_answered_in_order():
+    client = client_of(per_minute=10, many=4)
+    texts = ['a bad1', 'good', 'bad2']
+    answers = client.post('/detect', json=dict(texts=texts)).json()['answers']
+    assert [a['text'] for a in answers] == texts and [a['label'] for a in answers] == ['hatespeech', 'normal', 'hatespeech']
+    assert client.post('/detect', json=dict(texts=['a']*5)).status_code == 413
+    told = [client.post('/detect', json=dict(texts=['a']*4)) for _ in range(2)]
+    assert [r.status_code for r in told] == [200, 429] and int(told[1].headers['Retry-After']) > 1
+
+
+# many at once
+
+def ask_together(address, bodies, path='/detect', **how):
+    "The responses to requests that are sent at the same time"
+    async def _ask():
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=address, limits=limits, timeout=30, **how) as client:
+            return await asyncio.gather(*(client.post(path, json=b) for b in bodies))
+    return asyncio.run(_ask())
+
+
+def test_requests_that_come_together_share_calls_and_get_their_own_answers():
+    stub = Stub(seconds=.02)
+    with running(make_app(stub)) as address:
+        bodies = [dict(texts=[f'post {i}', f'bad{i}']) for i in range(30)] + [dict(text='broken')]
+        said = ask_together(address, bodies)
+    assert [r.status_code for r in said] == [200]*30 + [500]
+    for b, r in zip(bodies, said[:30]): assert [a['text'] for a in r.json()['answers']] == b['texts']
+    assert max(stub.calls) > 2                      # more than one request in a call
+
+
+def test_overload_is_said_at_once_and_nothing_is_answered_by_half():
+    stub = Stub(seconds=.1)
+    with running(make_app(stub, waiting=8, together=4)) as address:
+        said = ask_together(address, [dict(texts=[f'{i} a', f'{i} b']) for i in range(20)])
+        refused = [r for r in said if r.status_code == 503]
+        answered = [(i, r) for i, r in enumerate(said) if r.status_code == 200]
+        assert len(refused)+len(answered) == 20 and len(answered) >= 4 and refused
+        for r in refused: assert int(r.headers['Retry-After']) >= 1 and set(r.json()) == {'detail'}
+        for i, r in answered: assert [a['text'] for a in r.json()['answers']] == [f'{i} a', f'{i} b']
+        assert sum(stub.calls) == 1+2*len(answered)             # what is refused costs no call
+        assert ask_together(address, [dict(text='again')])[0].status_code == 200
+
+
+def test_more_requests_than_are_answered_at_once_are_told_to_come_again():
+    with running(make_app(Stub(seconds=.3), at_once=2)) as address:
+        said = ask_together(address, [dict(text='a')]*6)
+        assert sorted(r.status_code for r in said) == [200]*2 + [503]*4
+        assert all(r.headers['Retry-After'] == '1' for r in said if r.status_code == 503)
+        assert httpx.get(f'{address}/health').json()['status'] == 'ok'
+
+
+def test_who_hangs_up_takes_nobody_along():
+    with running(make_app(Stub(seconds=.2))) as address:
+        host, port = address.removeprefix('http://').split(':')
+        with socket.create_connection((host, int(port))) as s:
+            s.sendall(b'POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 13\r\n\r\n{"text": "a"}')
+        assert [r.status_code for r in ask_together(address, [dict(text='b')]*3)] == [200]*3
+
+
+# the token
+
+def test_the_token_is_asked_for_wherever_posts_are(monkeypatch, tmp_path):
+    client = client_of(token='secret')
+    ways = [{}, dict(headers={'Authorization': 'Bearer wrong'}), dict(headers={'X-Goog-Api-Key': ''}), dict(params=dict(key='secre')),
+            dict(headers={'Authorization': 'Bearer secret'}), dict(params=dict(key='secret'))]
+    assert [client.post('/detect', json=dict(text='a'), **w).status_code for w in ways] == [401]*4 + [200]*2
+    assert [client.get('/metrics', **w).status_code for w in ways] == [401]*4 + [200]*2
+    assert client.get('/health').status_code == client.get('/').status_code == 200
+    monkeypatch.setenv('HATENB_TOKEN', 'outside')
+    file = tmp_path/'token'
+    file.write_text(' inside\n')
+    assert (read_token(), read_token(file)) == ('outside', 'inside')
+    file.write_text('\n')
+    for wrong in (file, tmp_path/'none', tmp_path):
+        with pytest.raises(HatenbError): read_token(wrong)
+    file.write_text('sécret')
+    with pytest.raises(HatenbError, match='header'): read_token(file)
+
+
+def test_metrics_are_what_prometheus_reads():
+    from prometheus_client.parser import text_string_to_metric_families
+    client = client_of()
+    for text in ('a', 'b', 1): client.post('/detect', json=dict(text=text))
+    client.get('/never/heard/of/it')
+    found = {(s.name, s.labels.get('path'), s.labels.get('status')): s.value
+             for f in text_string_to_metric_families(client.get('/metrics').text) for s in f.samples}
+    assert found['hatenb_request_seconds_count', '/detect', '200'] == 2
+    assert found['hatenb_request_seconds_count', '/detect', '422'] == 1
+    assert found['hatenb_request_seconds_count', 'none', '404'] == 1       # paths that strangers make up are one
+    assert found['hatenb_call_posts_sum', None, None] == 2 and found['hatenb_waiting_posts', None, None] == 0
+
+
+# the page
 
 def scheme(browser, name):
     features = [dict(name='prefers-color-scheme', value=name)]
@@ -120,5 +195,14 @@ def test_a_person_types_a_post_and_sees_four_answers(browser, served):
     assert browser.execute_script('return document.documentElement.scrollWidth <= document.documentElement.clientWidth')
     browser.set_window_size(1280, 900)
     scheme(browser, '')
-    for _ in range(6): ask(browser, 'again')
-    assert 'too many posts' in browser.find_element('id', 'said').text
+    assert any(ask(browser, 'again') and 'too many posts' in browser.find_element('id', 'said').text for _ in range(20))
+
+
+def test_the_page_sends_the_token_behind_its_address(browser):
+    with running(make_app(Stub(), token='secret')) as address:
+        browser.get(address)
+        ask(browser, 'bad1')
+        assert 'token' in browser.find_element('id', 'said').text
+        browser.get('about:blank')
+        browser.get(f'{address}/#secret')
+        assert 'hatespeech' in ask(browser, 'bad1').text

@@ -1,9 +1,11 @@
-"What can be checked of the site without rendering it: its configuration, targets, labels, captions, links, content notes"
+"What can be checked of the site without Quarto: its configuration, targets, labels, captions, links, content notes; what a reader sees"
 import ast, json, os, re, shutil, subprocess, sys, tomllib
 from pathlib import Path
 
 import nbformat, pytest, yaml
 from nbdev.config import nbpath2html
+
+import reader
 
 root = Path(__file__).resolve().parent.parent
 nbs = root/'nbs'
@@ -63,7 +65,7 @@ known = {
     'website.search': 'location type limit collapse-after copy-button show-item-context',
     'website.navbar': 'title logo logo-alt background foreground search pinned collapse left right tools',
     'website.page-footer': 'left right center border background foreground',
-    'website.sidebar': 'id title logo search tools contents style background foreground border alignment collapse-level '
+    'website.sidebar[]': 'id title logo search tools contents style background foreground border alignment collapse-level '
                        'pinned header footer',
 }
 entry = set('text href icon aria-label contents section file auto menu target rel'.split())
@@ -86,7 +88,7 @@ def test_configuration_has_only_keys_that_quarto_knows(config):
 
 
 def test_every_notebook_is_in_the_sidebar_and_every_target_exists(config):
-    targets = list(sidebar_targets(config['website']['sidebar']['contents']))
+    targets = [t for bar in config['website']['sidebar'] for t in sidebar_targets(bar['contents'])]
     bar = config['website']['navbar']
     linked = targets + [e['href'] for e in bar.get('left', []) + bar.get('right', [])]
     gone = [t for t in linked if not t.startswith('http') and not (nbs/t).is_file()]
@@ -96,16 +98,21 @@ def test_every_notebook_is_in_the_sidebar_and_every_target_exists(config):
     assert len(set(targets)) == len(targets), f'twice in the sidebar: {sorted({t for t in targets if targets.count(t) > 1})}'
 
 
-def test_sidebar_has_four_sections_and_each_notebook_in_its_own(config):
-    sections = {c['section']: c['contents'] for c in config['website']['sidebar']['contents']}
-    assert list(sections) == ['Get started', 'Results', 'Guides', 'API']
-    assert sections['Results'][0].endswith('answer.ipynb')
-    assert all(t.startswith('results/') for t in sidebar_targets(sections['Results']))
-    assert all(t.startswith('guides/') for t in sidebar_targets(sections['Guides']))
-    for section in sections['API']:
+def test_each_part_of_the_bar_above_has_its_sidebar_and_each_notebook_its_part(config):
+    "Quarto marks the entry above whose page is in the sidebar that is shown"
+    bars = {b['title']: b['contents'] for b in config['website']['sidebar']}
+    above = {e['text']: e['href'] for e in config['website']['navbar']['left']}
+    assert list(bars) == list(above) == ['Get started', 'Results', 'Guides', 'API']
+    assert len({b['id'] for b in config['website']['sidebar']}) == 4
+    for part, href in above.items(): assert href in sidebar_targets(bars[part]), f'{part} leads to a page of another part'
+    assert bars['Results'][0].endswith('answer.ipynb')
+    assert all(t.startswith('results/') for t in sidebar_targets(bars['Results']))
+    assert all(t.startswith('guides/') for t in sidebar_targets(bars['Guides']))
+    for section in (c for c in bars['API'] if 'section' in c):
         for c in section['contents']:
-            module = exported_module(c['href'].removesuffix('.ipynb'))
-            assert c['text'] == f'API: {module}', f'{c["href"]} makes the module {module}'
+            name = c['href'].removesuffix('.ipynb')
+            assert c['text'] == f'API: {exported_module(name)}', f'{c["href"]} makes the module {exported_module(name)}'
+            assert source(notebooks[name]['cells'][0]).startswith(f'# {c["text"]}\n'), f'{name} is called something else in the sidebar'
 
 
 def exported_module(name):
@@ -210,7 +217,7 @@ def test_results_pages_begin_with_their_answer(name):
 @every_result
 def test_results_pages_are_small(name):
     size = (nbs/f'{name}.ipynb').stat().st_size
-    assert size < 300_000, f'{name} has {size/1000:.0f} kB: fewer or smaller plots'
+    assert size < 400_000, f'{name} has {size/1000:.0f} kB: fewer or smaller plots'
 
 
 # links
@@ -290,7 +297,7 @@ def test_no_slur_is_shown_unmasked(name):
 
 # nbdev
 
-def is_export(text): return re.search(r'^#\| *export', text, re.M) or text.lstrip().startswith(('%', '!'))
+def is_export(text): return re.search(r'^(#\| *export|[%!])', text, re.M)
 
 
 def test_imports_stand_in_cells_of_their_own():
@@ -349,3 +356,78 @@ def test_processing_leaves_the_projects_files_as_they_are(processed):
     for f in ('nbs/nbdev.yml', '_quarto.yml', 'pyproject.toml', 'hatenb/_modidx.py'):
         said = f'nbdev writes {f} anew when it makes the site: run `nbdev-proc-nbs` and commit it'
         assert (processed/f).read_text() == (root/f).read_text(), said
+
+
+def test_pages_show_short_signatures_and_list_their_names_first(processed):
+    for p in (processed/'_proc').rglob('*.ipynb'):
+        text = p.read_text(encoding='utf-8')
+        assert not (bad := re.findall(r'__main__\.\w+|\w+:NoneType=None', text)), f'{p.stem}: {bad}'
+    merging = nbformat.read(processed/'_proc'/'merging'/'06_adapters.ipynb', 4).cells
+    first = next(i for i, c in enumerate(merging) if '| [`merge_adapters`](#merge_adapters) | ' in c.source)
+    assert all(c.cell_type != 'code' and not c.source.startswith('#') for c in merging[:first])
+    runtime = ''.join(c.source for c in nbformat.read(processed/'_proc'/'detector'/'01_runtime.ipynb', 4).cells)
+    assert '`windows`' in runtime and '[`windows`]' not in runtime, 'a field of an answer is linked to a function of its name'
+
+
+# what a reader sees
+
+read_first = [n for n in notebooks if '/' not in n and not exported_module(n) or n.startswith(('results/', 'guides/'))]
+
+
+@pytest.fixture(scope='session')
+def opened(processed, browser, tmp_path_factory):
+    "Open a page as wide as a phone or a desk, in light or in dark"
+    folder, made = tmp_path_factory.mktemp('read'), {}
+    styles = (nbs/'styles.css').read_text()
+
+    def _open(name, width=1280, dark=False):
+        if name not in made:
+            made[name] = folder/(name.replace('/', '_') + '.html')
+            made[name].write_text(reader.page(processed/'_proc'/f'{name}.ipynb', styles), encoding='utf-8')
+        size = dict(width=width, height=740 if width < 500 else 900, deviceScaleFactor=1, mobile=width < 500)
+        browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
+        browser.get(made[name].as_uri())
+        if dark: browser.execute_script("document.body.className = 'quarto-dark'")
+        return browser.execute_script
+
+    yield _open
+    browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
+
+
+# what sticks out: the page is as wide as the window, unless something in it is wider and does not scroll by itself
+sticking_out = """
+const w = document.documentElement.clientWidth
+if (document.documentElement.scrollWidth <= w) return []
+return [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > w + 1).slice(0, 3).map(e => e.outerHTML.slice(0, 150))
+"""
+small_text = """
+return [...document.querySelectorAll('main img[data-inches]')].map(i => [i.dataset.points/72*i.clientWidth/i.dataset.inches, i.alt])
+"""
+
+
+@pytest.mark.parametrize('width', [360, 1280])
+def test_nothing_is_wider_than_the_page(opened, width):
+    found = {n: out for n in notebooks if (n in read_first or width == 360) and (out := opened(n, width)(sticking_out))}
+    assert not found
+
+
+@pytest.mark.parametrize('width', [360, 1280])
+def test_text_in_plots_can_be_read(opened, width):
+    for n in read_first:
+        for pixels, alt in opened(n, width)(small_text): assert pixels >= 9, f'{n}, {width} px: text of {pixels:.1f} px in “{alt}”'
+
+
+@pytest.mark.parametrize('width', [360, 1280])
+@every_result
+def test_first_screen_holds_the_answer(opened, name, width):
+    bottoms = opened(name, width)("return [...document.querySelectorAll('main strong')].map(e => [e.textContent, e.getBoundingClientRect().bottom])")
+    _, bottom = next(b for b in bottoms if b[0] != 'Content note.')
+    assert bottom <= (740 if width < 500 else 900), f'the answer ends {bottom:.0f} px from the top'
+
+
+def test_a_dark_page_is_dark_but_for_its_plots(opened):
+    look = "return [...document.querySelectorAll('main img')].map(i => getComputedStyle(i).backgroundColor)"
+    behind = "return [...document.querySelectorAll('.wide, .cell-output-display')].map(e => getComputedStyle(e).backgroundImage).join()"
+    assert 'rgb(255, 255, 255)' in opened('results/01_answer')(behind)
+    asked = opened('results/01_answer', dark=True)
+    assert 'rgb(255, 255, 255)' not in asked(behind) and set(asked(look)) == {'rgb(255, 255, 255)'}

@@ -12,6 +12,7 @@ from hatenb.merging import lora_updates, merge_adapters, sample_batches
 from hatenb.tasks import Task
 from hatenb.training import TrainConfig, Trainer
 
+pytestmark = pytest.mark.usefixtures('stand_in')
 TASKS = 'mini/label', 'mini_mhs/score'
 LORA = dict(r=2)
 CASES = {
@@ -110,7 +111,7 @@ def test_searched_coefficients_are_those_of_the_best_try(posts):
 
 def test_labels_say_what_a_strategy_is():
     assert all(s.label for s in strategies.values())
-    assert make_strategy('shared', ['mini/label']).label == 'single-task' and make_strategy('shared', TASKS).label == 'multi-task'
+    assert make_strategy('shared', ['mini/label']).label == 'single-task adapter' and make_strategy('shared', TASKS).label == 'multi-task adapter'
 
 
 @pytest.mark.parametrize('name,how,why', [

@@ -18,7 +18,9 @@ from hatenb.making import finished, make_run, run_corpora
 from hatenb.runs import Run, RunConfig, read_record, read_records
 from hatenb.studies import Study, chosen_run, expand, publish, run_study
 from hatenb.training import TrainConfig, predict
+from shell import command
 
+pytestmark = pytest.mark.usefixtures('stand_in')
 MAJORITY = RunConfig(('mini/label', 'mini/target'), baseline='majority')
 NEURAL = RunConfig(
     ('mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'),
@@ -558,13 +560,7 @@ train = {epochs = 1, batch_size = 8, lr = {low = 1e-4, high = 1e-2, log = true}}
         and all(1e-4 <= x <= 1e-2 for x in rates)
         and [r.id for r in Study.load(file).runs] == [r.id for r in study.runs]
     )
-    out = subprocess.run(
-        [sys.executable, '-c', 'from hatenb.cli import main; main()', 'study', str(file)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, 'HATENB_RUNS': str(tmp_path / 'runs'), 'HATENB_QUIET': '1'},
-    )
+    out = command('study', file, cwd=tmp_path, HATENB_RUNS=str(tmp_path / 'runs'))
     assert out.returncode == 0, out.stderr[-2000:]
     records = read_records(tmp_path / 'runs')
     best = chosen_run(records)
@@ -612,7 +608,7 @@ def test_a_lexicon_is_counted_and_learned_from(tmp_path):
     ],
 )
 def test_a_lexicon_that_cannot_be_used(tmp_path, text, words):
-    from hatenb.batches import read_lexicon
+    from hatenb.pretokenize import read_lexicon
 
     if text is not None:
         (tmp_path / 't.csv').write_text(text)
@@ -871,7 +867,7 @@ def test_ctrl_c_leaves_what_can_be_resumed(tmp_path):
     (tmp_path / 'go.py').write_text(code)
     d = dict(
         name='workers',
-        base={**SMALL, 'train': {**SMALL['train'], 'epochs': 30}},
+        base={**SMALL, 'train': {**SMALL['train'], 'epochs': 300}},
         runs=[dict(tasks=[['mini/label'], ['mini/target']])],
     )
     p = subprocess.Popen(
@@ -883,7 +879,7 @@ def test_ctrl_c_leaves_what_can_be_resumed(tmp_path):
         time.sleep(0.05)
     p.send_signal(signal.SIGINT)
     assert (
-        p.wait(60) != 0
+        p.wait(200) != 0
         and list((tmp_path / 'runs').glob('*/checkpoint.safetensors'))
         and not list((tmp_path / 'runs').glob('*/record.json'))
     )

@@ -23,6 +23,7 @@ from ..batches import Posts, align, lexicon_features
 from ..bootstrap import auc_of, estimates, f1_of, mean_of, subset_of
 from ..core import HatenbError, provenance, resolve_device, settings, write_json
 from ..corpora import Question, corpora, load_corpus
+from ..corpora.hatecheck import functionalities
 from ..evaluation import save_predictions
 from ..kinds import has_gold, kind_of
 from ..model import Model
@@ -159,12 +160,13 @@ def functional_metrics(
 def hatecheck_table(
     found:dict,            # as `functional_metrics` returns it
     decision:str='toxic',  # or hate
-) -> pd.DataFrame: # functionality, hateful, n, accuracy, low, high
+) -> pd.DataFrame: # functionality, title, hateful, n, accuracy, low, high
     "Functionalities, hateful ones first, with their accuracy"
     def _row(k, v):
-        name,_,side = k.partition('.')[2].rpartition('_')
+        kind = k.partition('.')[2]
+        name,_,side = kind.rpartition('_')
         found = dict(n=v['n'], accuracy=v['value'], low=v['low'], high=v['high'])
-        return dict(functionality=name, hateful=side == 'h', **found)
+        return dict(functionality=name, title=functionalities.get(kind, name), hateful=side == 'h', **found)
     rows = [_row(k, v) for k,v in found[decision].items() if k.startswith('functionality.')]
     return pd.DataFrame(rows).sort_values(['hateful','functionality'], ascending=[False,True], ignore_index=True)
 

@@ -194,6 +194,6 @@ def attention_figure(
     image = ax.imshow(wide.to_numpy(), aspect='auto', cmap='cividis', vmin=0, vmax=max(1e-9, wide.to_numpy().max()))
     ax.set(xticks=range(wide.shape[1]), xticklabels=wide.columns, yticks=range(len(wide)))
     ax.set(xlabel='source', ylabel='layer')
-    ax.set_yticklabels([short_layer(k) for k in wide.index], fontsize=7)
+    ax.set_yticklabels([short_layer(k) for k in wide.index], fontsize=9)
     ax.figure.colorbar(image, ax=ax, label='mean weight')
     return ax

@@ -88,7 +88,7 @@ def _check_choice(value, choices, option):
 _learn = 'nothing','heads','all'
 
 # %% ../../nbs/composing/03_strategies.ipynb #74d3bd50
-@strategies.register('shared', label='multi-task')
+@strategies.register('shared', label='multi-task adapter')
 class Shared(Strategy):
     "One adapter for all tasks"
     def setup(self,
@@ -101,7 +101,7 @@ class Shared(Strategy):
             raise HatenbError('an orthogonal start needs other corpora, and no other start does',
                               'strategy options, others', 'Name the corpora of the other sources.')
         self.start_seed,self.sample,self.reads = start_seed,sample,self.others
-        if len(self.tasks) == 1: self.label = 'single-task'
+        if len(self.tasks) == 1: self.label = 'single-task adapter'
     def build(self, encoder, sources, posts=None):
         encoder.add('shared', self.adapter, **self.adapter_options)
         if self.start == 'shared': start_shared(encoder, 'shared', self.start_seed)
@@ -139,7 +139,7 @@ def strategy_model(
     return Model(encoder, heads, routes, strategy.below)
 
 # %% ../../nbs/composing/03_strategies.ipynb #a632f6f5
-@strategies.register('merge', label='merge')
+@strategies.register('merge', label='merged')
 class Merge(Strategy):
     "One adapter made of adapters that were trained apart"
     sources,makes = 'needed',False
@@ -209,7 +209,7 @@ def choose(self:Merge, model, score):
     self.leave(encoder, sources)
 
 # %% ../../nbs/composing/03_strategies.ipynb #986c2853
-@strategies.register('fuse', label='fuse')
+@strategies.register('fuse', label='fused')
 class Fused(Strategy):
     "An attention over adapters that were trained apart and stay as they are"
     sources,makes = 'needed',False
@@ -242,7 +242,7 @@ class Parallel(Strategy):
         return dict(zip(self.tasks, names))
 
 # %% ../../nbs/composing/03_strategies.ipynb #9df8d991
-@strategies.register('branch', label='branch')
+@strategies.register('branch', label='branching')
 class Branch(Strategy):
     "A shared adapter in the lower layers, one a task in the upper ones"
     @property
@@ -280,7 +280,7 @@ class SharedLoRA(Strategy):
         return {t: f'shared:{adapter_name(t)}' for t in self.tasks}
 
 # %% ../../nbs/composing/03_strategies.ipynb #172ba4a3
-@strategies.register('stack', label='stack')
+@strategies.register('stack', label='stacked')
 class Stacked(Strategy):
     "A new adapter on top of those of finished runs, which stay as they are"
     sources = 'needed'

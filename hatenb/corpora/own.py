@@ -26,10 +26,12 @@ def _classes(file, label):
     for line,v in values.items():
         if not v.strip(): raise wrong_row('the post has no class', file, line)
     counts = values.value_counts()
-    if len(counts) < 2: raise HatenbError(f'all posts are {counts.index[0]!r}', file, 'Give posts of two classes or more.')
+    if len(counts) < 2:
+        raise HatenbError(f'all posts are {counts.index[0]!r}', file, 'Give posts of two classes or more.')
     if counts.min() < 2 or len(counts) > 100:
-        what = f'{len(counts)} classes, {counts.index[-1]!r} for one post' if counts.min() < 2 else f'{len(counts)} classes'
-        raise HatenbError(f'the column {label!r} holds {what}', file, 'Name the column that holds the class.')
+        rare = f', {counts.index[-1]!r} for one post' if counts.min() < 2 else ''
+        raise HatenbError(f'the column {label!r} holds {len(counts)} classes{rare}', file,
+                          'Name the column that holds the class.')
     return tuple(sorted(counts.index))
 
 # %% ../../nbs/corpora/23_own.ipynb #0f01a2f3
@@ -51,8 +53,8 @@ def add_table(
     label:str='label',  # the column with the classes
     negative:str='',    # the class that says that nothing is wrong, if there is one
 ) -> Corpus:
-    """Register a table of your own as a corpus with the question `label`. Raises `HatenbError` for a row or a column that
-    is off"""
+    """Register a table of your own as a corpus with the question `label`. Raises `HatenbError` for a row or a column
+    that is off"""
     file = Path(file).resolve()
     classes = _classes(file, label)
     if negative and negative not in classes:
@@ -63,4 +65,5 @@ def add_table(
         posts = posts_of(file, ids, column_of(t, file, text), label=column_of(t, file, label).map(classes.index))
         return _split(posts, t['split'] if 'split' in t else None, file)
     q = Question('label', 'multiclass', classes, details=dict(negative=negative) if negative else {})
-    return add_corpus(Corpus(name, file.name, str(file.parent), (RemoteFile(file.name),), _read, questions=(q, text_question)))
+    return add_corpus(Corpus(name, file.name, str(file.parent), (RemoteFile(file.name),), _read,
+                             questions=(q, text_question)))

@@ -7,8 +7,12 @@ _homes = dict(
     detector=('Detector', 'dense_encoder'),
     bundle=('agreement_table', 'export_graph', 'push_bundle', 'save_bundle'),
     card=('markdown_table', 'model_card'),
+    deciding=('fit_decisions', 'points_table'),
+    false_alarms=('false_alarm_table',),
     package=('save_wheel',),
-    serving=('make_app', 'serve'))
+    serving=('make_app', 'serve'),
+    scoring=('Scorer', 'open_detector', 'score_files'),
+    dropin=('as_classifier', 'as_pipeline'))
 _home_of = {name: home for home,names in _homes.items() for name in names}
 __all__ = list(_home_of)
 

@@ -201,10 +201,10 @@ def reliability_figure(
         for i,(name,t) in enumerate(tables.items()):
             _draw_reliability(ax, below, reliability(t, task, of, bins), i, name)
         ax.set(title=of or f'{task}, all decisions')
-        below.set(xlabel='probability', yscale='log', xlim=(-.02,1.02))
+        below.set(xlabel='probability', xlim=(-.02,1.02), ylim=(0,None))
     axes[0][0].set_ylabel('share that is so')
     axes[1][0].set_ylabel('decisions')
-    axes[0][0].legend(fontsize=8)
+    axes[0][0].legend(fontsize=9)
     return fig
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #e730899d

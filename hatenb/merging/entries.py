@@ -20,47 +20,70 @@ from torch.nn.functional import hardshrink
 # %% ../../nbs/merging/03_entries.ipynb #48ee762a
 from ..core import HatenbError
 from .rules import merge_rules, proportions
+from .updates import Update
 
 # %% ../../nbs/merging/03_entries.ipynb #b01cd418
 def _check_density(density):
     if not (isinstance(density, (int,float)) and 0 < density <= 1):
         raise HatenbError(f'the density is {density}', 'rule options, density', 'Take a share above 0, up to 1.')
 
+# %% ../../nbs/merging/03_entries.ipynb #a1c0de01
+# what fits the cache with all that is made of it
+def _rows(shape, entries=32768): return max(1, entries//max(1, shape[-1]))
+
+def _blocks(x):
+    "A matrix, or the product of an update, some rows at a time"
+    rows = _rows(x.shape)
+    return (B @ x.A for B in x.B.split(rows)) if isinstance(x, Update) else x.split(rows)
+
+def _sampled(x, n, seed=0):
+    "[n] magnitudes at random places, falling"
+    at = [torch.from_numpy(np.random.default_rng(seed+i).integers(size, size=n)) for i,size in enumerate(x.shape)]
+    values = (x.B[at[0]]*x.A.T[at[1]]).sum(1) if isinstance(x, Update) else x[*at]
+    return np.sort(values.abs().numpy())[::-1]
+
 # %% ../../nbs/merging/03_entries.ipynb #d6fec6dd
+def _range_of_kth(x, share, n=8192):
+    "Two magnitudes between which the one that this share of the entries exceeds lies, in all likelihood"
+    sample = _sampled(x, n)
+    near = 4*math.sqrt(max(share*(1-share), 1/n)/n)+2/n
+    return (sample[min(n-1, max(0, int(p*n)))] for p in (share+near, share-near))
+
 def kth_largest(
-    x:Tensor, # of any shape
-    k:int,    # from 1
+    x:Tensor|Update, # a matrix
+    k:int,           # from 1
 ) -> float:
     "The k-th largest magnitude, exactly, without a sort of all"
-    a = x.abs().numpy().ravel()
-    sample = np.sort(a[np.random.default_rng(0).integers(a.size, size=16384)])   # whatever the order of the entries
-    share,n = 1-k/a.size,sample.size
-    near = 4*math.sqrt(max(share*(1-share), 1/n)/n)+2/n
-    low,high = (sample[min(n-1, max(0, int(p*n)))] for p in (share-near, share+near))
-    parts = np.array_split(a, max(1, a.size//131072))                     # of a size that fits the cache
-    above = sum(int(np.count_nonzero(p > high)) for p in parts)
-    between = np.concatenate([p[(p >= low) & (p <= high)] for p in parts])
-    rank = k-above
-    if not 0 < rank <= between.size: between,rank = a,k                  # the sample was misleading
+    low,high = _range_of_kth(x, k/math.prod(x.shape))
+    above,between = 0,[]
+    for part in _blocks(x):
+        a = part.abs().numpy().ravel()
+        large = a > high
+        above += np.count_nonzero(large)
+        between.append(a[(a >= low) ^ large])
+    between,rank = np.concatenate(between),k-above
+    if not 0 < rank <= between.size:                                     # the sample was misleading
+        between,rank = np.concatenate([part.abs().numpy().ravel() for part in _blocks(x)]),k
     return float(np.partition(between, between.size-rank)[between.size-rank])
 
 # %% ../../nbs/merging/03_entries.ipynb #0d6ed204
 def _below(t): return float(np.nextafter(np.float32(t), np.float32(-1)))
 
 def cut_of(
-    x:Tensor,      # of any shape
-    density:float, # share of the entries that stay
+    x:Tensor|Update, # a matrix
+    density:float,   # share of the entries that stay
 ) -> float: # entries whose magnitude is above it stay
     "Where `trim` cuts; raises `HatenbError` for a density ≤ 0 or > 1"
     _check_density(density)
-    k = round(density*x.numel())
-    if k == x.numel(): return -1.
+    size = math.prod(x.shape)
+    k = round(density*size)
+    if k == size: return -1.
     if k == 0: return math.inf
-    t = kth_largest(x, k)
-    return _below(t) if x.dtype == torch.float32 else float(np.nextafter(t, -1))
+    t,single = kth_largest(x, k), (x.A if isinstance(x, Update) else x).dtype == torch.float32
+    return _below(t) if single else float(np.nextafter(t, -1))
 
 def trim(
-    x:Tensor,      # of any shape
+    x:Tensor,      # a matrix
     density:float, # share of the entries that stay
 ) -> Tensor:
     "The largest entries, zero elsewhere (TIES, section 4, step 1); raises `HatenbError` for a density ≤ 0 or > 1"
@@ -74,6 +97,10 @@ def keep_above(
     return x if cut < 0 else hardshrink(x, cut)
 
 # %% ../../nbs/merging/03_entries.ipynb #b0d6e86b
+def _bytes(n, generator):
+    draws = torch.empty((n+7)//8, dtype=torch.int64).random_(-2**63, None, generator=generator)
+    return draws.view(torch.uint8)[:n]
+
 def drop(
     x:Tensor,      # of any shape
     density:float, # chance of an entry to stay
@@ -81,9 +108,13 @@ def drop(
 ) -> Tensor:
     "Random entries, scaled by 1/density (DARE, equations 2 and 3); raises `HatenbError` for a density ≤ 0 or > 1"
     _check_density(density)
-    draws = torch.rand(x.shape, generator=generator)
-    kept = draws.sub_(density).neg_().sign_().relu_()                     # 1 below the density, else 0
-    return kept.mul_(x).div_(density) if x.dtype == kept.dtype else x*kept/density
+    if density == 1: return x
+    draws,kept = _bytes(x.numel(), generator).view(x.shape),torch.empty_like(x)
+    torch.lt(draws, math.floor(256*density), out=kept)                    # 1 or 0, without a bool between
+    if rest := 256*density % 1:
+        last = draws == math.floor(256*density)
+        kept[last] = (torch.rand(int(last.sum()), generator=generator) < rest).to(x)
+    return kept.mul_(x).div_(density)
 
 # %% ../../nbs/merging/03_entries.ipynb #77bd8d17
 def elected_mean(
@@ -91,10 +122,13 @@ def elected_mean(
     coefficients:list[float],
 ) -> Tensor:
     "Weighted mean of the entries whose sign is that of the weighted sum (TIES, section 4, steps 2 and 3)"
-    sign = sum(c*x for c,x in zip(coefficients, parts)).sign_()
-    total,count = torch.zeros_like(sign),torch.zeros_like(sign)
+    sign,total,count = (torch.zeros_like(parts[0]) for _ in range(3))
+    for c,x in zip(coefficients, parts): sign.add_(x, alpha=c)
+    sign.sign_()
     for c,x in zip(coefficients, parts):
-        agreeing = (x*sign).mul_(math.copysign(1, c)).relu_()
+        agreeing = x*sign
+        if c < 0: agreeing.neg_()
+        agreeing.relu_()
         total.add_(agreeing, alpha=abs(c))
         count.add_(agreeing.sign_(), alpha=abs(c))
     return total.mul_(sign).div_(count.clamp_(min=1e-30))
@@ -104,31 +138,32 @@ def weighted_mean(
     coefficients:list[float],
 ) -> Tensor:
     "Σ cᵢ xᵢ / Σ cᵢ"
-    return sum(c*x for c,x in zip(proportions(coefficients), parts))
+    total = torch.zeros_like(parts[0])
+    for c,x in zip(proportions(coefficients), parts): total.add_(x, alpha=c)
+    return total
 
 # %% ../../nbs/merging/03_entries.ipynb #7c42a0ef
 def thin(
-    parts:list[Tensor],
+    updates:list[Update],
     density:float, # share of the entries that stay
-    generators:list[torch.Generator]|None=None, # one a part: random entries stay; none: the largest
-) -> list[Callable]: # for each part: a function that thins out its next rows
-    "How each part is thinned out, see `trim` and `drop`"
-    if generators is None: return [functools.partial(keep_above, cut=cut_of(x, density)) for x in parts]
+    generators:list[torch.Generator]|None=None, # one an update: random entries stay; none: the largest
+) -> list[Callable]: # for each update: a function that thins out its next rows
+    "How each update is thinned out, see `trim` and `drop`"
+    if generators is None: return [functools.partial(keep_above, cut=cut_of(u, density)) for u in updates]
     return [functools.partial(drop, density=density, generator=g) for g in generators]
 
 def merge_thinned(
-    updates:list,              # of a layer
+    updates:list[Update],      # of a layer
     coefficients:list[float],
     combine:Callable,          # `elected_mean` or `weighted_mean`
     density:float,             # share of the entries that stay
     generators:list[torch.Generator]|None=None, # see `thin`
-    rows:int=64,               # that are worked on at once: what fits the cache
 ) -> Tensor:
-    "Thin out all updates and combine them, rows by rows"
-    parts = [u.dense() for u in updates]
-    thinners = thin(parts, density, generators)
-    def _combined(i): return combine([f(x[i:i+rows]) for f,x in zip(thinners, parts)], coefficients)
-    return torch.cat([_combined(i) for i in range(0, max(1, len(parts[0])), rows)])
+    "Thin out all updates and combine them, some rows at a time"
+    thinners,merged = thin(updates, density, generators),updates[0].A.new_empty(updates[0].shape)
+    for out,*parts in zip(_blocks(merged), *map(_blocks, updates)):
+        out.copy_(combine([f(x) for f,x in zip(thinners, parts)], coefficients))
+    return merged
 
 # %% ../../nbs/merging/03_entries.ipynb #169d30e7
 @merge_rules.register('magnitude_prune', 'magnitude', cost='entries', formula='λ Σ cᵢ trim(ΔWᵢ) / Σ cᵢ',
@@ -137,7 +172,7 @@ def magnitude_prune(updates, coefficients,
     density:float=.2, # share of entries that stay
     scale:float=1.):  # λ, of the result
     "The largest entries of each source, averaged"
-    return scale*merge_thinned(updates, coefficients, weighted_mean, density)
+    return merge_thinned(updates, coefficients, weighted_mean, density).mul_(scale)
 
 @merge_rules.register('ties', 'TIES', cost='entries', source='Yadav et al., 2023, arXiv 2306.01708, algorithm 1',
                       formula='λ mean of trim(ΔWᵢ) where sign = sign Σ cᵢ trim(ΔWᵢ)')
@@ -145,7 +180,7 @@ def ties(updates, coefficients,
     density:float=.2, # share of entries that stay
     scale:float=1.):  # λ, of the result
     "The largest entries of each source, averaged where their sign won"
-    return scale*merge_thinned(updates, coefficients, elected_mean, density)
+    return merge_thinned(updates, coefficients, elected_mean, density).mul_(scale)
 
 # %% ../../nbs/merging/03_entries.ipynb #b4cbfe69
 @merge_rules.register('dare_linear', 'DARE', needs=('generators',), cost='entries',
@@ -156,7 +191,7 @@ def dare_linear(updates, coefficients,
     scale:float=1.,   # λ, of the result
     *, generators:list[torch.Generator]):
     "Random entries of each source, rescaled, averaged"
-    return scale*merge_thinned(updates, coefficients, weighted_mean, density, generators)
+    return merge_thinned(updates, coefficients, weighted_mean, density, generators).mul_(scale)
 
 @merge_rules.register('dare_ties', 'DARE-TIES', needs=('generators',), cost='entries',
                       formula='λ mean of drop(ΔWᵢ)/p where sign = sign Σ cᵢ drop(ΔWᵢ)',
@@ -166,4 +201,4 @@ def dare_ties(updates, coefficients,
     scale:float=1.,   # λ, of the result
     *, generators:list[torch.Generator]):
     "Random entries of each source, rescaled, averaged where their sign won"
-    return scale*merge_thinned(updates, coefficients, elected_mean, density, generators)
+    return merge_thinned(updates, coefficients, elected_mean, density, generators).mul_(scale)

@@ -120,12 +120,12 @@ def interference_figure(
                           'Sign conflicts are between sources; give `interference` the merge for the others.')
     wide = t.pivot(index='layer', columns='pair', values=measure)
     wide = wide.loc[list(dict.fromkeys(t.layer)), list(dict.fromkeys(t.pair))]
-    size = 2.6+.8*wide.shape[1], 1.2+.17*len(wide)
+    size = 2.6+.8*wide.shape[1], 1.2+.21*len(wide)
     if ax is None: ax = plt.subplots(figsize=size, layout='constrained')[1]
     image = ax.imshow(wide.to_numpy(), aspect='auto', **_colours(measure, wide))
     ax.set(xticks=range(wide.shape[1]), yticks=range(len(wide)), xlabel='pair', ylabel='layer')
-    ax.set_xticklabels(wide.columns, rotation=30, ha='right', fontsize=8)
-    ax.set_yticklabels([short_layer(k) for k in wide.index], fontsize=6)
+    ax.set_xticklabels(wide.columns, rotation=30, ha='right', fontsize=9)
+    ax.set_yticklabels([short_layer(k) for k in wide.index], fontsize=9)
     ax.figure.colorbar(image, ax=ax, label=_measures[measure][0])
     return ax
 

@@ -83,28 +83,28 @@ def _still_to_gain(held):
     return now*now/(before-now) if now < .5*before else math.inf
 
 def _grown(gram, y, image):
-    "[y, image]ᵀ [y, image] float64, from yᵀ y"
-    cross = (image.T @ torch.cat([y, image], 1)).double()
+    "[y; image] [y; image]ᵀ float64, from y yᵀ"
+    cross = (image @ torch.cat([y, image]).T).double()
     return torch.cat([torch.cat([gram, cross[:,:len(gram)].T], 1), cross])
 
 def _by_search(x, rank, near, gain=2e-6, most=6):
-    "The best approximation of x [m, n] by blocks of directions, from those in `near` [m, k] on; none if they do not do"
-    total,held,last = float(x.norm())**2,[],torch.linalg.qr(near)[0]
-    q,y,gram = last[:,:0],x.T @ last[:,:0],x.new_zeros(0, 0).double()
+    "The best approximation of x [m, n] by blocks of directions, from what x makes of `near` [n, k]; none if not found"
+    total,held,last = float(x.norm())**2,[],torch.linalg.qr(x @ near)[0]
+    q,y,gram = last[:,:0],x[:0],x.new_zeros(0, 0).double()
     for _ in range(most):
-        image = x.T @ last
+        image = last.T @ x
         gram = _grown(gram, y, image)
-        q,y = torch.cat([q, last], 1),torch.cat([y, image], 1)
+        q,y = torch.cat([q, last], 1),torch.cat([y, image])
         values,vectors = torch.linalg.eigh(gram)
         held.append(float(values[-rank:].sum()))
         if _still_to_gain(held) <= gain*total:
             return _from_ritz(q, y, vectors[:,-rank:].flip(1).float(), values[-rank:].flip(0).clamp(min=0).float())
-        last = _new_directions(x @ image, q)
+        last = _new_directions(x @ image.T, q)
 
 def _from_ritz(q, y, v, energy):
     "U S Vᵀ of the best directions, as balanced factors"
     root = energy.sqrt().sqrt()
-    return Update((q @ v)*root, ((y @ v)/root.clamp(min=1e-30)).T.contiguous())
+    return Update((q @ v)*root, (v.T @ y)/root.clamp(min=1e-30).unsqueeze(1))
 
 # %% ../../nbs/merging/01_updates.ipynb #9147d651
 def _of_dense(x, rank, near):
@@ -112,7 +112,7 @@ def _of_dense(x, rank, near):
     if x.shape[0] > x.shape[1]:
         t = _of_dense(x.T, rank, [Update(u.A.T, u.B.T) for u in near])
         return Update(t.A.T.contiguous(), t.B.T.contiguous())
-    start = torch.cat([u.B for u in near], 1).float() if near else x[:,:0]
+    start = torch.cat([u.A for u in near]).T.float() if near else x.T[:,:0]
     fits = 0 < start.shape[1] and rank <= start.shape[1] and 6*start.shape[1] <= len(x)
     return (_by_search(x, rank, start) if fits else None) or _by_gram(x, rank)
 
