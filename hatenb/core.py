@@ -59,12 +59,12 @@ class Registry(dict):
                           remedy=f'Known: {", ".join(self)}.')
 
 # %% ../nbs/00_core.ipynb #5e8ce5cc
-def patch(f:Callable|None=None, *, cls_method:bool=False):
+def patch(f:Callable|None=None, *, cls_method:bool=False, as_prop:bool=False):
     "Decorator: make a function a method of the class that its first argument is annotated with"
-    if f is None: return lambda f: patch(f, cls_method=cls_method)
+    if f is None: return lambda f: patch(f, cls_method=cls_method, as_prop=as_prop)
     cls = next(iter(f.__annotations__.values()))
     f.__qualname__ = f'{cls.__name__}.{f.__name__}'
-    setattr(cls, f.__name__, classmethod(f) if cls_method else f)
+    setattr(cls, f.__name__, classmethod(f) if cls_method else property(f) if as_prop else f)
 
 # %% ../nbs/00_core.ipynb #179c01a3
 @dataclass(frozen=True)
