@@ -316,7 +316,7 @@ def _functional_record(place):
     from hatenb.asking import functional_record, functional_run
     if not (place/'detector.json').is_file(): return functional_run(place)
     from hatenb.detector.deciding import toxic_scores
-    detector = _open(str(place))
+    detector = _open(str(place), onnx=False)
     return functional_record(toxic_scores(detector), dict(id=detector.id, config=detector.record['config']))[0]
 
 # %% ../nbs/13_cli.ipynb #1f70e94a
