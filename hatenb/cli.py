@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/cli.html.md"""
 __all__ = ['app', 'main']
 
 # %% ../nbs/13_cli.ipynb #5ab475f6
-import collections, contextlib, dataclasses, importlib, inspect, json, os, sys, textwrap, warnings
+import atexit, collections, contextlib, dataclasses, gc, importlib, inspect, json, os, sys, textwrap, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -64,6 +64,8 @@ def main():
     "Run the command line; errors that a user can mend are printed without a traceback"
     # a file that cannot be had is looked for locally first, and libraries stay quiet about their own set-up
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')
+    gc.set_threshold(100_000, 20, 20)       # imports make many objects and no garbage: quicker to start, and to stop
+    atexit.register(gc.freeze)
     warnings.showwarning = lambda message, *_, **__: print(f'note: {message}', file=sys.stderr)
     try: app()
     except HatenbError as e: sys.exit(f'error: {e}')
@@ -294,19 +296,47 @@ def _explain(
 # %% ../nbs/13_cli.ipynb #9fd0d05d
 @app.command('functional')
 def _functional(
-    runs:Annotated[Optional[list[Path]], typer.Argument(help='folders of finished runs with a label or a score')]=None,
+    runs:Annotated[Optional[list[Path]], typer.Argument(
+        help='folders of finished runs with a label or a score, or of bundles')]=None,
     linear:Annotated[Optional[list[str]], typer.Option(
         help='a corpus: ask a linear model of its posts, too (again for more)')]=None,
     out:Annotated[Optional[Path], typer.Option(help='write a record of each here, e.g. results/functional')]=None,
 ):
-    "Functional tests of finished runs, and their toxic score on other corpora"
+    "Functional tests of finished runs and of bundles, and their toxic score on other corpora"
     from hatenb.core import write_json
-    from hatenb.asking import functional_run, functional_text, linear_record
+    from hatenb.asking import functional_text, linear_record
     if not (runs or linear):
         raise HatenbError('there is nothing to ask', 'functional', 'Name folders of finished runs, or --linear CORPUS.')
-    for record in (*map(functional_run, runs or ()), *map(linear_record, linear or ())):
+    for record in (*map(_functional_record, runs or ()), *map(linear_record, linear or ())):
         print(functional_text(record) + '\n')
         if out: print(f'record: {write_json(out/(record.get("name", record["id"])+".json"), record)}')
+
+def _functional_record(place):
+    "Of a run by its first head that knows, of a bundle by all of them, at its operating point"
+    from hatenb.asking import functional_record, functional_run
+    if not (place/'detector.json').is_file(): return functional_run(place)
+    from hatenb.detector.deciding import toxic_scores
+    detector = _open(str(place))
+    return functional_record(toxic_scores(detector), dict(id=detector.id, config=detector.record['config']))[0]
+
+# %% ../nbs/13_cli.ipynb #1f70e94a
+@app.command('disguises')
+def _disguises(
+    models:Annotated[list[str], typer.Argument(help="runs' folders or names, bundles' folders, or names on the hub")],
+    corpus:Annotated[Optional[list[str]], typer.Option(
+        help='of validation posts (again for more; default: hatexplain and dynahate)')]=None,
+    most:Annotated[int, typer.Option(help='posts of each corpus')]=1000,
+    out:Annotated[Optional[Path], typer.Option(help='write a record of each here, e.g. results/disguises')]=None,
+):
+    "What detectors find of validation posts, as they were and in every disguise"
+    from hatenb.core import write_json
+    from hatenb.asking import detector_scores, disguise_record, disguises_text, ways
+    for m in models:
+        detector = _open(m)
+        scores = {way: detector_scores(detector, undisguises) for way,undisguises in ways.items()}
+        record = disguise_record(scores, dict(name=detector.id), *([corpus] if corpus else []), most=most)
+        print(disguises_text(record) + '\n')
+        if out: print(f'record: {write_json(out/(record["name"]+".json"), record)}')
 
 # %% ../nbs/13_cli.ipynb #d7e1601d
 @app.command('demo')
@@ -327,13 +357,22 @@ def _demo(
     for f in (out/'runs', out/'results.png', out/'report.html'): print(f)
 
 # %% ../nbs/13_cli.ipynb #a91c7e20
-def _open(place, onnx=False):
-    "The detector of a run, of a bundle or of a name on the hub; raises `HatenbError` if there is none"
+def _open(place=None, onnx=None, operating_point=''):
+    """The detector of a run, of a bundle, of a name on the hub, or of the package where none is named; ONNX files
+    are taken where they are, unless torch is asked for. Raises `HatenbError` if there is no such detector"""
+    point = _number_or_name(operating_point)
+    if onnx is not False and (place is None or (Path(place)/'onnx').is_dir()):
+        from hatenb.detector.runtime import Runtime
+        return Runtime(place, operating_point=point)
     from hatenb.detector import Detector
-    if (folder := _finished_run(place)) is None:
-        return Detector.from_pretrained(place, backend='onnx' if onnx else 'torch')
-    if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle … --onnx int8`.')
-    return Detector.from_run(folder)
+    if place is None or (folder := _finished_run(place)) is None:
+        return Detector.from_pretrained(place, backend='onnx' if onnx else 'torch', operating_point=point)
+    if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle`.')
+    return Detector.from_run(folder, operating_point=point)
+
+def _number_or_name(text):
+    try: return float(text)
+    except ValueError: return text
 
 def _finished_run(place):
     "The folder of a finished run, by its path or its name; none if it is something else"
@@ -361,7 +400,7 @@ def _json_line(n, line, refuse):
     else: refuse(n, 'there is no "text" that is a string')
 
 # %% ../nbs/13_cli.ipynb #fdedb004
-def _detect_lines(detector, file, jsonl, strict, place):
+def _detect_lines(detector, file, jsonl, strict, place, **options):
     "Answer the lines of a file as JSON lines on standard output"
     from hatenb.detector import json_line
     stopped,waiting = [],collections.deque()
@@ -375,38 +414,44 @@ def _detect_lines(detector, file, jsonl, strict, place):
                 waiting.append(dict(line=n) | ({} if i is None else dict(id=i)))
                 yield text
         except HatenbError as e: stopped.append(e)       # after the lines before it are answered
-    for answer in detector.stream(texts()): print(json_line(waiting.popleft() | answer))
+    for answer in detector.stream(texts(), **options): print(json_line(waiting.popleft() | answer))
     if stopped: raise stopped[0]
 
 # %% ../nbs/13_cli.ipynb #9d883f9f
 @app.command('detect')
 def _detect(
     posts:Annotated[Optional[list[str]], typer.Argument(help='posts, answered in words')]=None,
-    model:Annotated[str, typer.Option(help="a run's folder or name, a bundle's folder, or its name on the hub")]=...,
+    model:Annotated[Optional[str], typer.Option(
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)")]=None,
     file:Annotated[Optional[str], typer.Option(
         help='one post a line, or JSON lines with "text"; - is standard input')]=None,
     jsonl:Annotated[Optional[bool], typer.Option('--jsonl/--text',
         help='what the lines are (default: by the ending of the file)')]=None,
     strict:Annotated[bool, typer.Option(help='stop at a line that cannot be read')]=False,
     reveal:Annotated[bool, typer.Option(help='show slurs, where answers are given in words')]=False,
-    onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
+    onnx:Annotated[Optional[bool], typer.Option('--onnx/--torch',
+        help='who answers (default: ONNX Runtime, where the bundle has a file for it)')]=None,
+    operating_point:Annotated[str, typer.Option(help='from where on a post is toxic: macro-f1, false-alarms-5, '
+        'false-alarms-10, or a probability (default: the first of the model)')]='',
+    sentences:Annotated[bool, typer.Option('--sentences', help='also by sentence')]=False,
+    words:Annotated[bool, typer.Option('--words', help='with the weights of all words, for files')]=False,
 ):
-    "Class, targets, rationale and severity of posts"
+    "Whether posts are toxic; class, targets, rationale and severity"
     if bool(posts) == bool(file):
         what = 'there are posts and a file' if posts else 'there is nothing to detect'
         raise HatenbError(what, 'detect', 'Give one or more posts, or --file.')
     if file not in (None, '-') and not Path(file).is_file():
         raise HatenbError('there is no such file', file, 'Check the path, or give - for standard input.')
-    detector = _open(model, onnx)
-    if posts: return print('\n\n'.join(d.summary(reveal) for d in detector(posts)))
-    _detect_file(detector, file, jsonl, strict)
+    detector = _open(model, onnx, operating_point)
+    if posts: return print('\n\n'.join(d.summary(reveal) for d in detector(posts, sentences=sentences)))
+    _detect_file(detector, file, jsonl, strict, sentences=sentences, words=words)
 
-def _detect_file(detector, file, jsonl, strict):
+def _detect_file(detector, file, jsonl, strict, **options):
     sys.stdout.reconfigure(encoding='utf-8')
     if jsonl is None: jsonl = file.endswith('.jsonl')
     try:
         with open(file, 'rb') if file != '-' else contextlib.nullcontext(sys.stdin.buffer) as lines:
-            _detect_lines(detector, lines, jsonl, strict, file if file != '-' else 'standard input')
+            _detect_lines(detector, lines, jsonl, strict, file if file != '-' else 'standard input', **options)
         sys.stdout.flush()
     except BrokenPipeError:                              # whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -415,32 +460,57 @@ def _detect_file(detector, file, jsonl, strict):
 @app.command('bundle')
 def _bundle(
     run:Annotated[str, typer.Argument(help="a finished run's folder or name")],
-    out:Annotated[Optional[Path], typer.Option(help='the folder to write')]=None,
+    out:Annotated[Optional[Path], typer.Option(help='the folder to write; of a wheel, the folder it goes to')]=None,
     push:Annotated[Optional[str], typer.Option(help='upload to this name on the hub, e.g. me/hatenb')]=None,
-    onnx:Annotated[str, typer.Option(help='also as ONNX: float32 or int8')]='',
+    onnx:Annotated[str, typer.Option(help='also as ONNX: int8, float32 or none')]='int8',
     whole:Annotated[bool, typer.Option(help='with the encoder, so that nothing else is needed')]=False,
+    half:Annotated[bool, typer.Option('--half', help='adapters and heads in half precision')]=False,
+    check:Annotated[int, typer.Option(help='validation posts on which ONNX and torch are compared, for the card')]=0,
+    wheel:Annotated[bool, typer.Option('--wheel', help='a package that pip installs, with its own runtime')]=False,
+    name:Annotated[str, typer.Option(help='of the package')]='hatenb_detector',
+    version:Annotated[str, typer.Option(help='of the package')]='0.1.0',
 ):
-    "Pack a run as a detector: one folder with adapters, heads, thresholds and a model card"
+    "Pack a run as a detector: one folder with adapters, heads, thresholds and a model card; or a wheel"
     if not (out or push):
         raise HatenbError('there is no place for the bundle', 'bundle', 'Give --out FOLDER, or --push NAME.')
-    if onnx not in ('', 'float32', 'int8'):
-        raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use float32 or int8.')
-    if out and out.exists():
+    if onnx not in ('none', 'float32', 'int8'):
+        raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use int8, float32 or none.')
+    if out and out.exists() and not wheel:
         raise HatenbError('there is something already', out, 'Name a folder that is not there yet, or remove it.')
-    detector = _open(run)
-    tables = {}
+    if (folder := _finished_run(run)) is not None: _decide(folder)
+    detector = _open(run, onnx=False)
+    tables = _alarms(detector) if folder else {}
     if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it
         from hatenb.asking import card_tables
-        tables = card_tables(json.loads(tests.read_text(encoding='utf-8')))
-    if out:
-        detector.save(out, onnx=onnx, whole=whole, tables=tables)
-        print(f'{out}: {sum(f.stat().st_size for f in out.rglob("*") if f.is_file())/1e6:.1f} MB')
-    if push: print(detector.push_to_hub(push, onnx=onnx, whole=whole, tables=tables))
+        tables |= card_tables(json.loads(tests.read_text(encoding='utf-8')))
+    how = dict(onnx=onnx.removeprefix('none'), whole=whole, half=half, check=check, tables=tables)
+    if wheel:
+        from hatenb.detector import save_wheel
+        return print(_size(save_wheel(detector, out, name, version, **how)))
+    if out: print(_size(detector.save(out, **how)))
+    if push: print(detector.push_to_hub(push, **how))
+
+def _size(path):
+    files = path.rglob('*') if path.is_dir() else [path]
+    return f'{path}: {sum(f.stat().st_size for f in files if f.is_file())/1e6:.1f} MB'
+
+def _decide(folder):
+    "Choose what the detector of a run decides by, unless that was done for its weights"
+    from hatenb.detector.deciding import decided, fit_decisions
+    if decided(folder): return
+    print('choosing weights and thresholds on the validation posts …', file=sys.stderr)
+    fit_decisions(folder)
+
+def _alarms(detector):
+    "What the card says of false alarms"
+    from hatenb.detector.false_alarms import alarm_tables, false_alarm_record
+    return alarm_tables(false_alarm_record(detector, list(detector.record['corpora'])))
 
 # %% ../nbs/13_cli.ipynb #23786f82
 @app.command('serve')
 def _serve(
-    model:Annotated[str, typer.Option(help="a run's folder or name, a bundle's folder, or its name on the hub")]=...,
+    model:Annotated[Optional[str], typer.Option(
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)")]=None,
     host:Annotated[str, typer.Option(help='address to listen on')]='127.0.0.1',
     port:int=8000,
     most:Annotated[int, typer.Option(help='characters of a post')]=20_480,
@@ -451,12 +521,14 @@ def _serve(
     batching:Annotated[bool, typer.Option(help='one call of the detector for requests that come together')]=True,
     token_file:Annotated[Optional[Path], typer.Option(
         help='a file with the token that who asks has to bring (default: HATENB_TOKEN, if it is set)')]=None,
-    onnx:Annotated[bool, typer.Option(help="use the bundle's ONNX graph")]=False,
+    operating_point:Annotated[str, typer.Option(help='from where on a post is toxic, see `hatenb detect --help`')]='',
+    onnx:Annotated[Optional[bool], typer.Option('--onnx/--torch',
+        help='who answers (default: ONNX Runtime, where the bundle has a file for it)')]=None,
 ):
     "A page to try posts, answers for programs, and Perspective's API; on this machine only, unless told otherwise"
     from hatenb.detector.serving import read_token, serve
     token = read_token(token_file)
-    detector = _open(model, onnx)
+    detector = _open(model, onnx, operating_point)
     print(f'http://{host}:{port}', flush=True)
     serve(detector, host, port, token=token, most=most, many=many, per_minute=per_minute, at_once=at_once,
           waiting=waiting, together=8 if batching else 1)

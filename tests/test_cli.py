@@ -189,7 +189,18 @@ def model(tmp_path_factory):
     name = run(RunConfig.from_dict(dict(tasks=['mini/label', 'mini/rationale'], limit=32, train=dict(epochs=1, batch_size=16))), runs)['name']
     out = hatenb('bundle', name, '--out', runs/'bundle', HATENB_RUNS=str(runs))
     assert out.returncode == 0 and 'MB' in out.stdout, out.stderr
+    assert (runs/name/'decisions.json').is_file() and 'false-alarms-5' in (runs/'bundle'/'README.md').read_text()
     return runs/'bundle'
+
+
+def test_by_sentence_at_an_operating_point(model, tmp_path):
+    (tmp_path/'in.jsonl').write_text('"One. Two!"\n')
+    out = hatenb('detect', '--model', model, '--file', tmp_path/'in.jsonl', '--sentences', '--words', '--operating-point', 'false-alarms-5')
+    assert out.returncode == 0, out.stderr
+    found = json.loads(out.stdout)
+    assert [(d['start'], d['end']) for d in found['sentences']] == [(0, 4), (5, 9)] and len(found['words']) == 2
+    out = hatenb('detect', 'a post', '--model', model, '--operating-point', 'best')
+    assert out.returncode != 0 and 'macro-f1, false-alarms-5, false-alarms-10' in out.stderr and 'Traceback' not in out.stderr
 
 
 LINES = b'{"text": "a post", "id": "x1"}\n{broken\n{"text": 7}\n\xff\n\n"only a string"\n{"text": "\\ud83d lone"}\n'

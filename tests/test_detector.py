@@ -54,6 +54,7 @@ def assert_near(answers, others, atol):
         assert a.keys() == b.keys()
         for k in ('label_prob', 'target_prob'):
             if k in a: np.testing.assert_allclose(list(a[k].values()), list(b[k].values()), atol=atol)
+        if 'toxic' in a: np.testing.assert_allclose(a['toxic'], b['toxic'], atol=atol)
         if 'severity' in a: np.testing.assert_allclose(a['severity'] or 0, b['severity'] or 0, atol=atol*10)
 
 
@@ -144,6 +145,7 @@ NOTHING = ['', ' ', '\n\t', '?!', '...', '—', '\0', '\u200b', '*** ___', '\ud8
 def test_a_post_that_says_nothing_is_normal(detector, text):
     a = detector(text)
     assert a['empty'] is True and a['label'] == 'normal'
+    assert a['toxic'] == 0 and a['is_toxic'] is False
     assert a['label_prob'] == dict(normal=1, offensive=0, hatespeech=0) and set(a['target_prob'].values()) == {0}
     assert a['targets'] == [] == a['rationale'] and a['severity'] is None
     assert 'says nothing' in a.summary() and 'says nothing' in a.to_html()
@@ -255,7 +257,7 @@ def test_every_strategy(runs, config):
 def test_merged_and_joined_runs(runs, tmp_path):
     sources = [str(made(runs, tasks=[t])) for t in TASKS[:2]]
     merged = Detector.from_run(made(runs, tasks=TASKS[:2], strategy='merge', sources=sources))
-    assert merged.answers == ['label', 'target'] and merged.passes[0].dense is not None
+    assert merged.answers == ['toxic', 'label', 'target'] and merged.passes[0].dense is not None
     joined = Detector.from_run(made(runs, tasks=TASKS[:2], strategy='join', sources=sources), dtype='float32')
     first, second = (Detector.from_run(s, dtype='float32')('a post') for s in sources)
     a = joined('a post')
@@ -437,8 +439,13 @@ HARMS = dict(
     half=(bytes_of('detector.json', lambda b: b[:40]), 'JSON is broken'),
     abyss=(bytes_of('detector.json', lambda b: b'['*100_000), 'JSON is broken'),
     long_number=(bytes_of('detector.json', lambda b: b'{"format": '+b'9'*10_000+b'}'), 'JSON is broken'),
-    nan=(bytes_of('detector.json', lambda b: b.replace(b'"format": 2', b'"format": NaN')), 'JSON is broken'),
-    format_9=(bytes_of('detector.json', lambda b: b.replace(b'"format": 2', b'"format": 9')), 'no bundle of format 2'),
+    nan=(bytes_of('detector.json', lambda b: b.replace(b'"format": 3', b'"format": NaN')), 'JSON is broken'),
+    format_9=(bytes_of('detector.json', lambda b: b.replace(b'"format": 3', b'"format": 9')), 'no bundle of format 3'),
+    toxic_by_nobody=(manifest_of(toxic=dict(weights={'mini/target': 1.}, bias=0, points=[dict(name='x', threshold=.5, measured={})])),
+                     'does not say whether a post is toxic'),
+    point_above_1=(manifest_of(toxic=dict(weights={'mini/label': 1.}, bias=0, points=[dict(name='x', threshold=2, measured={})])),
+                   'threshold is not'),
+    no_point=(manifest_of(toxic=dict(weights={'mini/label': 1.}, bias=0, points=[])), 'points is not'),
     temperature_0=(manifest_of(temperatures=dict(label=0)), 'temperatures is not'),
     elsewhere=(manifest_of(files={'../../etc/passwd': 'x'}), 'files is not'),
     part_elsewhere=(manifest_of(parts=['../b']), 'parts is not'),

@@ -136,7 +136,7 @@ def test_toxic_spans(corpora_folder):
     posts = posts_of('toxic_spans')
     assert len(posts) == 16100-1 and sizes('toxic_spans') == dict(train=13363, validation=723, test=2013)
     assert named('toxic_spans/attribute') == {
-        'insult': 9409, 'profane': 614, 'identity attack': 476, 'other': 163, 'threat': 156}
+        'insult': 9409, 'profanity': 614, 'identity attack': 476, 'other': 163, 'threat': 156}
     annotators = collections.Counter(len(p['rationale_votes']) for p in posts)
     assert annotators == {3: 13200, 7: 2503, 4: 258, 5: 123, 6: 15}
     assert sum(k*n for k, n in annotators.items()) == 59215-357

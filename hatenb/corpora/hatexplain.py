@@ -199,7 +199,8 @@ hatexplain_questions = (
                           bias=dict(column='target', outputs=TARGETS, over=PAPER_TARGETS))),
     Question('target', 'multilabel', TARGETS, votes='target_dist', details=dict(groups={'ten': PAPER_TARGETS})),
     Question('rationale', 'tokens', column='rationale_any', votes='rationale_mean', asked='label',
-             details=dict(marks=('rationale_any','rationale_majority','rationale_mean'))),
+             details=dict(marks=('rationale_any','rationale_majority','rationale_mean'),
+                          agreed='rationale_majority')),
     text_question)
 
 # %% ../../nbs/corpora/03_hatexplain.ipynb #43696808

@@ -22,7 +22,7 @@ from .spans import words_in_spans
 from .tables import column_of, dataset_of, gc_paused, post_features, read_table, wrong_row
 
 # %% ../../nbs/corpora/18_toxic_spans.ipynb #821ea798
-attributes = 'insult','profane','identity attack','threat','other'
+attributes = 'insult','profanity','identity attack','threat','other'
 _types = dict(zip(('Insult','Profane/Obscene','Identity based Attack','Threat','Other Toxicity'), range(5)))
 _dist = List(Value('float32'))
 toxic_spans_features = Features(
@@ -111,5 +111,7 @@ _names = 'comments.csv','annotations.csv','spans.csv',*_semeval.values()
 _ = add_corpus(Corpus('toxic_spans', 'Toxic Spans', 'toxic_spans', tuple(map(RemoteFile, _names)), read_toxic_spans,
     'CC0-1.0', 'https://github.com/ipavlopoulos/toxic_spans', 'doi 10.18653/v1/2022.acl-long.259', questions=(
         Question('rationale', 'tokens', column='rationale_any', votes='rationale_mean', asked='marked',
-                 details=dict(marks=('rationale_any','rationale_majority','rationale_mean'))),
-        Question('attribute', 'multilabel', attributes, votes='attribute_dist'), text_question)))
+                 details=dict(marks=('rationale_any','rationale_majority','rationale_mean'),
+                              agreed='rationale_majority')),
+        Question('attribute', 'multilabel', attributes, votes='attribute_dist', details=dict(answered=attributes[:4])),
+        text_question)))

@@ -5,8 +5,11 @@ Its parts are imported when they are asked for, so that `hatenb.detector.runtime
 _homes = dict(
     runtime=('Answerer', 'Detection', 'Detections', 'Manifest', 'Runtime', 'json_line', 'page_style', 'read_manifest'),
     detector=('Detector', 'dense_encoder'),
-    bundle=('export_graph', 'push_bundle', 'save_bundle'),
+    bundle=('agreement_table', 'export_graph', 'push_bundle', 'save_bundle'),
     card=('markdown_table', 'model_card'),
+    deciding=('fit_decisions', 'points_table'),
+    false_alarms=('false_alarm_table',),
+    package=('save_wheel',),
     serving=('make_app', 'serve'),
     scoring=('Scorer', 'open_detector', 'score_files'),
     dropin=('as_classifier', 'as_pipeline'))

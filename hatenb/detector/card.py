@@ -19,6 +19,7 @@ from ..corpora import corpora
 from ..evaluation import bias_table, load_predictions, metric_of
 from ..kinds import kind_of
 from ..tasks import Task
+from .deciding import points_table
 from .detector import Detector
 
 # %% ../../nbs/detector/04_card.ipynb #5733ca7e
@@ -75,6 +76,11 @@ def _settled_table(m):
     rows += [{'what': f'threshold of {o}', 'value': v} for t in m.thresholds.values() for o,v in t.items()]
     return pd.DataFrame(rows)
 
+def _weights_table(m):
+    "How the heads that know whether a post is toxic are heard together"
+    rows = [{'head': k, 'weight': w} for k,w in m.toxic.weights.items()]
+    return pd.DataFrame([*rows, {'head': 'bias', 'weight': m.toxic.bias}])
+
 def _corpora_table(record):
     "Which posts it was measured on, and by whose leave"
     def _row(c, known):
@@ -109,6 +115,12 @@ _quality_text = '''On the test split, which was read once, after the choice on v
 over posts.'''
 _calibration_text = '''Fitted on validation posts. Probabilities are given after their temperature; a community is named
 from its threshold on.'''
+_toxic_text = '''`toxic` is one probability from all heads that know: a logistic regression over the log-odds (or the
+number) that each gives. Its operating point decides from which probability on a post is called toxic; the
+first is used unless another is named (`operating_point=`).'''
+_points_text = '''Chosen on validation posts of the corpora below, each post with the gold of its own corpus, and every
+corpus with the same weight: the best macro F1, and at most so many % of the normal posts called toxic.'''
+_unchosen_text = '''Nothing was chosen: the heads are heard alike, and one half decides.'''
 _use_text = '''Research on hate speech and its detection; sorting posts for people who then decide; measuring how
 often such language occurs in a body of texts. The rationale words are there so that a person can
 see what the verdict rests on, and overrule it.'''
@@ -156,6 +168,12 @@ def _made_text(record, n_bytes):
             f'{c["quantization"]}). Run: `{record["id"]}`, seed {c["seed"]}. '
             f'Size without the encoder: {n_bytes/1e6:.1f} MB.')
 
+def _toxic_section(m):
+    "Weights and operating points"
+    points = points_table(m.toxic)
+    chosen = f'{_points_text}\n\n{markdown_table(points)}' if len(points) else _unchosen_text
+    return f'{_toxic_text}\n\n{markdown_table(_weights_table(m))}\n\n{chosen}'
+
 def _says_text(detector):
     m = detector.manifest
     some = [q for q in m.questions.values() if q.decide == 'highest']
@@ -171,6 +189,7 @@ def _sections(detector, n_bytes, tables):
     yield 'How it was made', _made_text(r, n_bytes)
     yield 'Data', markdown_table(_corpora_table(r))
     yield 'Quality', f'{_quality_text}\n\n{markdown_table(metric_table(r))}'
+    if detector.manifest.toxic: yield 'Toxic or not', _toxic_section(detector.manifest)
     settled,bias = _settled_table(detector.manifest),community_table(detector.folder)
     if len(settled): yield 'Calibration', f'{_calibration_text}\n\n{markdown_table(settled)}'
     if bias is not None: yield 'Bias', f'{_bias_text}\n\n{markdown_table(bias)}'

@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/detector/detector.html.md"""
 
 # %% auto #0
 __all__ = ['asked_question', 'asked_task', 'dense_encoder', 'TorchGraph', 'model_graphs', 'Detector', 'run_parts', 'load_graphs',
-           'BundlePart']
+           'heard_alike', 'best_line', 'agreed_threshold', 'decisions_file', 'files_digest', 'BundlePart']
 
 # %% ../../nbs/detector/02_detector.ipynb #161ba329
 import copy, re, threading, warnings
@@ -21,18 +21,21 @@ from tokenizers import Tokenizer
 from torch import nn
 
 # %% ../../nbs/detector/02_detector.ipynb #2adc6867
-from ..core import HatenbError, read_json, resolve_device, resolve_dtype
+from ..core import HatenbError, digest, read_json, resolve_device, resolve_dtype
 from ..corpora import corpora
 from ..encoder import Encoder, check_finite, load_encoder
 from ..kinds import kind_of
+from ..kinds.base import asked_posts
+from ..kinds.tokens import word_values_of
 from ..pretokenize import read_lexicon
 from ..runs import Run, RunConfig, load_model, read_tensors
 from ..model import Model
+from ..tasks import question_of
 
 # %% ../../nbs/detector/02_detector.ipynb #917ad8fe
-from .runtime import (Answerer, AskedQuestion, AskedTask, Graph, Manifest, Pass, bundle_parts,
-                                     find_bundle,
-                                     graph_passes, onnx_logits, read_manifest)
+from .runtime import (Answerer, AskedQuestion, AskedTask, Graph, Manifest, OperatingPoint, Pass, Toxic,
+                                     bundle_parts, default_bundle, find_bundle, graph_passes, onnx_logits,
+                                     read_manifest, toxic_from, with_graphs)
 
 # %% ../../nbs/detector/02_detector.ipynb #c0d87c97
 def asked_question(
@@ -44,7 +47,8 @@ def asked_question(
     reply = dict(kind_of(q).reply(q))
     of,many = reply.pop('of', None),reply['decide'] == 'thresholds'
     answer = q.details.get('answer', 'severity' if name == 'score' else f'{name}s' if many else name)
-    return AskedQuestion(name, answer, tuple(q.outputs), negative=q.outputs[of] if of is not None else '', **reply)
+    said = tuple(q.details.get('answered', q.outputs))
+    return AskedQuestion(name, answer, said, negative=q.outputs[of] if of is not None else '', **reply)
 
 def asked_task(
     head,
@@ -168,17 +172,19 @@ def _below(part, name): return f'{part}/{name}' if part else name
 
 # %% ../../nbs/detector/02_detector.ipynb #baa30fda
 class Detector(Answerer):
-    "A trained model that is asked about raw posts"
+    "A trained model that is asked about raw posts; `Detector()` is the one in the package"
     def __init__(self,
-        folder:Path,           # the run, or the bundle
-        manifest:Manifest,
-        passes:list[Pass],
-        record:dict,           # the run's
-        parts:dict):           # folder below a bundle → `Run` or `BundlePart`
+        folder:Path|None=None,       # the run, or the bundle
+        manifest:Manifest|None=None,
+        passes:list[Pass]=(),
+        record:dict|None=None,       # the run's
+        parts:dict|None=None,        # folder below a bundle → `Run` or `BundlePart`
+        operating_point:str|float=''): # a name of the manifest's, or a threshold (default: the manifest's first)
+        if folder is None: return vars(self).update(vars(self.from_pretrained(operating_point=operating_point)))
         if not passes:
             raise HatenbError('the run answers nothing that can be asked of a post', folder,
                               'Take a run with the task label, target, rationale or score.')
-        super().__init__(folder, manifest, passes)
+        super().__init__(folder, manifest, passes, operating_point)
         self.record,self.parts = record,parts
 
 # %% ../../nbs/detector/02_detector.ipynb #458e3a5b
@@ -221,7 +227,53 @@ def _describe(id, graphs, **settled) -> Manifest:
     "The manifest of what was loaded"
     heads = [h for g in graphs for h in g.heads.values()]
     tasks = {h.task.key: asked_task(h, name) for h,name in zip(heads, _question_names(heads).values())}
-    return Manifest(id, _questions_of(heads), tasks, tuple(g.graph for g in graphs), **settled)
+    m = Manifest(id, _questions_of(heads), tasks, tuple(g.graph for g in graphs), **settled)
+    return replace(m, toxic=heard_alike(m))
+
+# %% ../../nbs/detector/02_detector.ipynb #e2d1e9b4
+def heard_alike(m:Manifest) -> Toxic|None:
+    "The tasks with a class that says that nothing is wrong, each with the same weight; none if there is no such task"
+    some = [k for k in m.knowing if m.questions[m.tasks[k].question].negative]
+    if some: return Toxic(dict.fromkeys(some, 1/len(some)), 0., (OperatingPoint('one-half', .5),))
+
+# %% ../../nbs/detector/02_detector.ipynb #4d6cfc8a
+def best_line(
+    values, # [n] from high to low; what is given is all down to some place
+    score,  # [n] how good it is to give the first 1, 2, … n
+    allowed,# [n] bool: whether so many may be given
+) -> float: # between 0 and 1
+    "The threshold with the highest score that is allowed, halfway between two values; 1 where none is"
+    v = np.append(np.asarray(values, np.float64), 0.)
+    ok = np.asarray(allowed) & (v[1:] < v[:-1])          # equal values are given together, and 0 never
+    if not ok.any(): return 1.
+    best = int(np.argmax(np.where(ok, score, -np.inf)))
+    return min(1., float(v[best:best+2].mean()))
+
+def agreed_threshold(
+    golds:list,   # of each post: [words] 0 or 1, whether annotators agreed on it
+    values:list,  # of each post: [words] probabilities
+) -> float:
+    "The threshold with the highest F1 over all words, of those that mark no more words than the annotators did"
+    v,y = np.concatenate(values).astype(np.float64),np.concatenate(golds).astype(int)
+    order = np.argsort(-v, kind='stable')
+    given,hits = np.arange(1, len(v)+1),np.cumsum(y[order])
+    return best_line(v[order], 2*hits/(given+hits[-1]), given <= hits[-1])
+
+# %% ../../nbs/detector/02_detector.ipynb #e9a6cc03
+def _word_thresholds(table, manifest):
+    "Question → output → threshold for words, where the annotators' agreement is known"
+    from hatenb.evaluation import apply_temperature
+    out = {}
+    for t in manifest.tasks.values():
+        q,corpus = manifest.questions[t.question],t.key.partition('/')[0]
+        if q.per != 'word' or q.name in out: continue
+        asked = question_of(t.key)
+        agreed = asked.details.get('agreed')
+        posts = asked_posts(table[table['corpus'] == corpus], asked)
+        if agreed not in posts or not len(posts): continue
+        warm = apply_temperature(posts, manifest.temperatures)
+        out[q.name] = {q.outputs[0]: agreed_threshold([*posts[agreed]], word_values_of(warm, asked))}
+    return out
 
 # %% ../../nbs/detector/02_detector.ipynb #568fa5de
 def _fitted(run, manifest):
@@ -232,9 +284,28 @@ def _fitted(run, manifest):
     except HatenbError as e:
         warnings.warn(f'the probabilities are not calibrated: {e}')
         return {}
-    by_line = [q.name for q in manifest.questions.values() if q.decide.startswith('threshold')]   # others decide without
-    kept = dict(temperatures=manifest.questions, thresholds=by_line)
-    return {k: {name: v for name,v in found[k].items() if name in names} for k,names in kept.items()}
+    asked = manifest.questions
+    temperatures = {k: v for k,v in found['temperatures'].items() if k in asked}
+    by_line = {k: v for k,v in found['thresholds'].items() if k in asked and asked[k].decide.startswith('threshold')}
+    lines = {k: {o: x for o,x in v.items() if o in asked[k].outputs} for k,v in by_line.items()}
+    words = _word_thresholds(run.predictions('validation'), replace(manifest, temperatures=temperatures))
+    return dict(temperatures=temperatures, thresholds=lines | words)
+
+# %% ../../nbs/detector/02_detector.ipynb #6ce33e8a
+def decisions_file(run:Run) -> Path: return run.folder/'decisions.json'
+def files_digest(run:Run) -> str: return digest(run.record['files'], 16)
+
+def _chosen(run, manifest):
+    "What was chosen for these very files, as a manifest has it; nothing if there is nothing"
+    place = decisions_file(run)
+    if not place.is_file(): return {}
+    try:
+        d = read_json(place)
+        if d['files'] != files_digest(run): raise ValueError('it was chosen for other weights')
+        return dict(toxic=toxic_from(d['toxic'], place), thresholds=manifest.thresholds | d['thresholds'])
+    except (HatenbError, KeyError, TypeError, ValueError) as e:
+        warnings.warn(f'{place} is left out: {e}')
+        return {}
 
 # %% ../../nbs/detector/02_detector.ipynb #cb6b9134
 @patch(cls_method=True)
@@ -244,6 +315,7 @@ def from_run(cls:Detector,
     dtype:str='auto',          # of a transformer with the adapters added: float32, bfloat16; auto is the faster one
     merge:bool=True,           # add the adapters to the weights: faster, and the same within rounding
     exact:bool=False,          # each task's posts are read as its own corpus writes them, in a pass of its own
+    operating_point:str|float='', # a name of the manifest's, or a threshold (default: the manifest's first)
 ) -> Detector:
     "The detector of a finished run, calibrated on validation posts; raises `HatenbError` if it is none, or damaged"
     run,device = Run(folder),resolve_device(device)
@@ -251,7 +323,8 @@ def from_run(cls:Detector,
     graphs = [g for below,p in parts.items() for g in load_graphs(p, below, device, dtype, merge)]
     manifest = _describe(run.name, graphs, parts=tuple(parts))
     manifest = replace(manifest, **_fitted(run, manifest))
-    return cls(run.folder, manifest, _passes(manifest, graphs, exact), run.record, parts)
+    manifest = replace(manifest, **_chosen(run, manifest))
+    return cls(run.folder, manifest, _passes(manifest, graphs, exact), run.record, parts, operating_point)
 
 def _passes(manifest, graphs, exact):
     return [p for g in graphs for p in graph_passes(manifest, g.graph, exact, **g.rest)]
@@ -339,29 +412,31 @@ def _bundle_graphs(folder, m, device, dtype):
 # %% ../../nbs/detector/02_detector.ipynb #c98d6e7c
 @patch(cls_method=True)
 def from_pretrained(cls:Detector,
-    place:str|Path,            # a bundle's folder, or its name on the hub
+    place:str|Path|None=None,  # a bundle's folder, or its name on the hub (default: the one in the package)
     device:str='auto',
     dtype:str='auto',          # see `from_run`
     backend:str='torch',       # torch or onnx
     revision:str|None=None,    # branch, tag or commit on the hub
     exact:bool=False,          # see `from_run`
+    operating_point:str|float='', # see `from_run`
 ) -> Detector:
     """The detector of a bundle; nothing is fetched if it is a folder or in the hub's cache.
     Raises `HatenbError` if there is no such bundle, or if it is damaged."""
     if backend not in ('torch','onnx'):
         raise HatenbError(f'there is no backend {backend!r}', 'backend', 'Use torch or onnx.')
-    folder = find_bundle(place, revision)
+    folder = default_bundle() if place is None else find_bundle(place, revision)
+    if place is None and backend == 'onnx': folder = with_graphs(folder)
     m = read_manifest(folder)
     record = read_json(folder/'record.json')
     if backend == 'torch':
         parts,graphs = _bundle_graphs(folder, m, resolve_device(device), dtype)
-        return cls(folder, m, _passes(m, graphs, exact), record, parts)
+        return cls(folder, m, _passes(m, graphs, exact), record, parts, operating_point)
     if not m.onnx: raise HatenbError('the bundle has no ONNX files', folder, 'Make it with `--onnx int8`.')
     def _graph(g):
         logits = onnx_logits(folder/g.onnx, g.tasks, torch.get_num_threads())
         return TorchGraph(g, {}, dict(bundle_parts(folder, g), logits=logits))
     parts = {below: BundlePart(folder/below) for below in m.parts}
-    return cls(folder, m, _passes(m, map(_graph, m.graphs), exact), record, parts)
+    return cls(folder, m, _passes(m, map(_graph, m.graphs), exact), record, parts, operating_point)
 
 # %% ../../nbs/detector/02_detector.ipynb #15181dec
 @patch
@@ -370,10 +445,11 @@ def save(self:Detector,
     onnx:str='',                     # also as ONNX: float32 or int8
     whole:bool=False,                # with the encoder, so that nothing else is needed
     tables:dict|None=None,           # more tables for the model card, by title
+    **rest,                          # of `save_bundle`: half, check
 ) -> Path:
     "Write the bundle, or nothing; returns its folder. Raises `HatenbError` if it is there, or can't be exported"
     from hatenb.detector.bundle import save_bundle
-    return save_bundle(self, folder, onnx, whole, tables)
+    return save_bundle(self, folder, onnx, whole, tables, **rest)
 
 @patch
 def push_to_hub(self:Detector,

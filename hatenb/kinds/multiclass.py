@@ -323,4 +323,4 @@ def reply(self:Multiclass, q):
     "The class with the highest probability; of several windows the one that is least negative is heard"
     negative = q.details.get('negative')
     return dict(activation='softmax', per='post', decide='highest', join='lowest' if negative else 'mean',
-                of=q.outputs.index(negative) if negative else None)
+                of=q.outputs.index(negative) if negative else None, evidence='others' if negative else '')

@@ -155,4 +155,5 @@ def describe_gold(self:Regression, row, q):
 @patch
 def reply(self:Regression, q):
     "The number in its own unit; of several windows the highest"
-    return dict(activation='scaled', per='post', decide='number', join='highest', of=None)
+    evidence = 'number' if self.says_toxic(q) else ''
+    return dict(activation='scaled', per='post', decide='number', join='highest', of=None, evidence=evidence)
