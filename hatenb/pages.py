@@ -13,6 +13,8 @@ __all__ = ['with_config', 'the_one', 'published_predictions', 'write_gold', 'mai
 
 # %% ../nbs/12b_pages.ipynb #6e82a9bc
 import html, textwrap
+from importlib.resources import files
+from pathlib import Path
 
 # %% ../nbs/12b_pages.ipynb #5de3dc85
 import matplotlib.pyplot as plt
@@ -196,7 +198,7 @@ def scorecard(
     out = {_name(t): with_interval(main_value([record], t)) for t in record['metrics']['test']}
     for f in sorted((results_folder()/'functional').glob('*.json')):
         asked = read_json(f)
-        if asked['id'] != record['id']: continue
+        if record['name'] not in (asked['id'], asked.get('name')): continue
         passed = asked['functional']['toxic']
         out |= {f'HateCheck, {w} cases: passed': percent(passed[k]['value'])
                 for k,w in (('hateful', 'hateful'), ('other', 'other'))}
@@ -206,7 +208,8 @@ def scorecard(
         pace = speed['posts_per_second'][key]
         out[f'posts/s one at a time, 64 at a time{words}'] = f'{pace["batch_1"]:.0f}, {pace["batch_64"]:.0f}'
     threads = f'{speed["provenance"]["hardware"]}, {speed["provenance"]["threads"]} threads'
-    return out | {'measured on': threads, 'size without the encoder': f'{speed["bundle_megabytes"]:.1f} MB'}
+    size = sum(f.stat().st_size for f in Path(str(files('hatenb')/'embedded')).rglob('*') if f.is_file())
+    return out | {'measured on': threads, 'size without the encoder': f'{size/1e6:.1f} MB'}
 
 # %% ../nbs/12b_pages.ipynb #12be3fb6
 def table_html(
