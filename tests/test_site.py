@@ -360,8 +360,8 @@ def test_processing_leaves_the_projects_files_as_they_are(processed):
 
 def test_pages_show_short_signatures_and_list_their_names_first(processed):
     for p in (processed/'_proc').rglob('*.ipynb'):
-        text = p.read_text(encoding='utf-8')
-        assert not (bad := re.findall(r'__main__\.\w+|\w+:NoneType=None', text)), f'{p.stem}: {bad}'
+        shown = json.dumps([c.get('outputs', ()) for c in nbformat.read(p, 4).cells])
+        assert not (bad := re.findall(r'__main__\.\w+|\w+:NoneType=None', shown)), f'{p.stem}: {bad}'
     merging = nbformat.read(processed/'_proc'/'merging'/'06_adapters.ipynb', 4).cells
     first = next(i for i, c in enumerate(merging) if '| [`merge_adapters`](#merge_adapters) | ' in c.source)
     assert all(c.cell_type != 'code' and not c.source.startswith('#') for c in merging[:first])
