@@ -303,7 +303,7 @@ def test_a_rule_learns_at_its_own_rate(name):
     trainer = Trainer(*small(('mini/label', 'mini/target')), config, balancer=rule)
     start = rule.coefficients(None)
     trainer.fit()
-    assert (rule.coefficients(None)-start).abs().max() > .2
+    assert (rule.coefficients(None)-start).abs().max() > .05
 
 
 def test_the_history_holds_the_mean_of_the_coefficients_that_were_used():

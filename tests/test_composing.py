@@ -266,7 +266,7 @@ def test_a_source_that_is_not_finished(finished_sources):
 def test_a_source_of_another_encoder(finished_sources):
     folders = sorted(finished_sources.iterdir())
     record = json.loads((folders[0]/'record.json').read_text())
-    record['config']['encoder'] = 'google/electra-small-discriminator'
+    record['config']['encoder'], record['encoder_sha256'] = 'google/electra-small-discriminator', '0'*64
     (folders[0]/'record.json').write_text(json.dumps(record))
     with pytest.raises(HatenbError, match='trained on google'): run(made_of(folders), finished_sources)
 

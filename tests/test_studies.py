@@ -65,6 +65,7 @@ OTHER = dict(
     lexicon='terms.csv',
     limit=10,
     seed=1,
+    pools=dict(other_pool=dict(toxic=dict(corpora=['mini']))),
 )
 OTHER_TRAIN = dict(
     epochs=5,
