@@ -422,7 +422,8 @@ def _detect_lines(detector, file, jsonl, strict, place, **options):
 def _detect(
     posts:Annotated[Optional[list[str]], typer.Argument(help='posts, answered in words')]=None,
     model:Annotated[Optional[str], typer.Option(
-        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)")]=None,
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)"
+    )]=None,
     file:Annotated[Optional[str], typer.Option(
         help='one post a line, or JSON lines with "text"; - is standard input')]=None,
     jsonl:Annotated[Optional[bool], typer.Option('--jsonl/--text',
@@ -510,7 +511,8 @@ def _alarms(detector):
 @app.command('serve')
 def _serve(
     model:Annotated[Optional[str], typer.Option(
-        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)")]=None,
+        help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)"
+    )]=None,
     host:Annotated[str, typer.Option(help='address to listen on')]='127.0.0.1',
     port:int=8000,
     most:Annotated[int, typer.Option(help='characters of a post')]=20_480,

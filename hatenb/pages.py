@@ -13,6 +13,8 @@ __all__ = ['with_config', 'the_one', 'published_predictions', 'write_gold', 'mai
 
 # %% ../nbs/12b_pages.ipynb #6e82a9bc
 import html, textwrap
+from importlib.resources import files
+from pathlib import Path
 
 # %% ../nbs/12b_pages.ipynb #5de3dc85
 import matplotlib.pyplot as plt
@@ -25,6 +27,7 @@ from .core import HatenbError, read_json
 from .corpora import corpora
 from .evaluation import main_metrics, metric_of
 from .reports import best_by_strategy, results_html, strategy_label, strategy_style, train_part_note
+from .runs import decided_values
 from .studies import results_folder, study_records
 
 # %% ../nbs/12b_pages.ipynb #0cb85cde
@@ -74,8 +77,9 @@ def main_value(
     "The main metric of a task"
     for r in records:
         if task not in r['metrics'].get(split, {}): continue
-        (name,) = main_metrics({task: r['metrics'][split][task]})
-        return r['metrics'][split][task][name.rpartition('.')[2]]
+        values = decided_values(r, split)[task]
+        (name,) = main_metrics({task: values})
+        return values[name.rpartition('.')[2]]
 
 def mean_score(
     records:list[dict], # of one row
@@ -194,7 +198,7 @@ def scorecard(
     out = {_name(t): with_interval(main_value([record], t)) for t in record['metrics']['test']}
     for f in sorted((results_folder()/'functional').glob('*.json')):
         asked = read_json(f)
-        if asked['id'] != record['id']: continue
+        if record['name'] not in (asked['id'], asked.get('name')): continue
         passed = asked['functional']['toxic']
         out |= {f'HateCheck, {w} cases: passed': percent(passed[k]['value'])
                 for k,w in (('hateful', 'hateful'), ('other', 'other'))}
@@ -204,7 +208,8 @@ def scorecard(
         pace = speed['posts_per_second'][key]
         out[f'posts/s one at a time, 64 at a time{words}'] = f'{pace["batch_1"]:.0f}, {pace["batch_64"]:.0f}'
     threads = f'{speed["provenance"]["hardware"]}, {speed["provenance"]["threads"]} threads'
-    return out | {'measured on': threads, 'size without the encoder': f'{speed["bundle_megabytes"]:.1f} MB'}
+    size = sum(f.stat().st_size for f in Path(str(files('hatenb')/'embedded')).rglob('*') if f.is_file())
+    return out | {'measured on': threads, 'size without the encoder': f'{size/1e6:.1f} MB'}
 
 # %% ../nbs/12b_pages.ipynb #12be3fb6
 def table_html(
@@ -222,7 +227,8 @@ def table_html(
         kind = ' class="published"' if name in published else ''
         values = ''.join(f'<td class="n">{c}</td>' for c in cells)
         return f'<tr{kind}><th scope="row">{html.escape(name)}{mark}</th>{values}</tr>'
-    def _head(c): return html.escape(c).replace(' ↑', '&nbsp;↑').replace(' ↓', '&nbsp;↓')    # an arrow stays with its name
+    # an arrow stays with its name
+    def _head(c): return html.escape(c).replace(' ↑', '&nbsp;↑').replace(' ↓', '&nbsp;↓')
     head = ''.join(f'<th scope="col" class="n">{_head(c)}</th>' for c in columns)
     body = ''.join(_row(n, cells) for n,cells in rows.items())
     below = [said]*bool(said) + [f'<sup>{i}</sup> {html.escape(t)}' for i,t in enumerate(texts, 1)]

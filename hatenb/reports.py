@@ -30,7 +30,7 @@ from .evaluation import definitions, metric_of
 from .kinds import kind_of, losses
 from .merging import merge_rules
 from .regularisers import regularisers
-from .runs import RunConfig, flat_settings, strategy_of
+from .runs import RunConfig, decided_values, flat_settings, strategy_of
 from .studies import validation_score
 from .tasks import Task, question_of
 
@@ -166,7 +166,7 @@ def _row(r, name, split, shown):
     if split not in r['metrics']:
         raise HatenbError(f'the record has no metrics on {split!r}', r['id'],
                           f'It has: {", ".join(r["metrics"]) or "none"}.')
-    measured = [_measured(values, task, shown) for task,values in r['metrics'][split].items()]
+    measured = [_measured(values, task, shown) for task,values in decided_values(r, split).items()]
     metrics = {k: v for m in measured for k,v in m.items()}
     return dict(method=name, **_what(r)) | metrics | {c: r['cost'].get(c) for c in _costs}
 

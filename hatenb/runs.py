@@ -268,8 +268,8 @@ def strategy_of(
 _short = {'dtype': {'bfloat16': 'bf16'}}           # values
 _silent = ('rule','variant','learn','coefficients','balancing','quantization','adapter','strategy','dtype','baseline',
            'matrix','loss','schedule','corpora')
-_sections = ('train','heads','pools','adapter_options','strategy_options','balancing_options','loss_options','rule_options',
-             'regularisers')
+_sections = ('train','heads','pools','adapter_options','strategy_options','balancing_options','loss_options',
+             'rule_options','regularisers')
 
 def _said_value(v):
     if isinstance(v, (list, tuple)): return '+'.join(map(_said_value, v))

@@ -398,7 +398,8 @@ def demo_study(
     train = dict(epochs=epochs or (3 if real else 4), batch_size=16, lr=1e-3 if real else 2e-3, head_lr=5e-3)
     base = dict(encoder=settings().encoder, dtype=dtype, train=train)
     if real or limit: base['limit'] = limit or 250
-    runs = [dict(tasks=tasks, baseline=['majority','tfidf'], train={}), *_demo_runs(tasks, 'none'), *_demo_runs(tasks, 'nf4')]
+    baselines = dict(tasks=tasks, baseline=['majority','tfidf'], train={})
+    runs = [baselines, *_demo_runs(tasks, 'none'), *_demo_runs(tasks, 'nf4')]
     return Study.from_dict(dict(name='demo', title='The comparison in small', base=base, runs=runs))
 
 # %% ../nbs/10c_studies.ipynb #3dd908bf

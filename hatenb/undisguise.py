@@ -87,7 +87,8 @@ def _with_latin(m):
 
 # %% ../nbs/01c_undisguise.ipynb #14bf9b79
 _emoji = regex.compile(
-    r'(?<!\u200d)[\p{Extended_Pictographic}--[\x00-\xff\U0001f600-\U0001f64f\U0001f910-\U0001f92f\U0001f970-\U0001f97a]]'
+    r'(?<!\u200d)[\p{Extended_Pictographic}--'
+    r'[\x00-\xff\U0001f600-\U0001f64f\U0001f910-\U0001f92f\U0001f970-\U0001f97a]]'
     r'[\ufe0f\p{EMod}]*+(?!\u200d)', regex.V1)
 
 @functools.cache
@@ -140,7 +141,8 @@ def _parted(letters, parts, step=1):
     return [(f' {c}' if i in begins else c, i*step, i*step+1) for i,c in enumerate(letters)]
 
 _apart = regex.compile(
-    rf'(?<![\p{{L}}\p{{N}};\'’])[a-zA-Z@$](?:([ ._\-*~,/|+]{{1,3}})[a-zA-Z{_any}])(?:\1[a-zA-Z{_any}])+(?![\p{{L}}\p{{N}}])')
+    rf'(?<![\p{{L}}\p{{N}};\'’])[a-zA-Z@$](?:([ ._\-*~,/|+]{{1,3}})[a-zA-Z{_any}])'
+    rf'(?:\1[a-zA-Z{_any}])+(?![\p{{L}}\p{{N}}])')
 
 def _joined(m):
     if len(m[0]) < 8 and '.' in m[1] and m.string[m.end():m.end()+1] == '.': return None
@@ -158,7 +160,8 @@ _with_unit = regex.compile(r'\$?\d*(?:1st|2nd|3rd|\dth|\d(?:am|pm|ft|kg|km|cm|mm
 _between = regex.compile(r'[a-z][0-9$@!|][a-z]')
 
 def _is_ordinary(word, reading):
-    "Whether digits and signs are no letters in it; a known word with a number before or after it is commoner than what it reads"
+    """Whether digits and signs are no letters in it; a known word with a number before or after it is commoner than
+    what it reads"""
     if len(word) < 3 or word.isalpha() or word in known_words() or _with_unit.fullmatch(word): return True
     bare = word.strip(''.join(_stands_for))
     rank,numbered = known_words().get(bare), word[0] == '@' or word.replace(bare, '').isdigit()
@@ -167,7 +170,8 @@ def _is_ordinary(word, reading):
 def _letter_by_letter(word):
     signs = len(word)-sum(map(str.isalpha, word))
     single = signs == 1 and not regex.search('[0-9$]', word)           # no!but
-    if single or len(word) < 4 or 2*signs > len(word) or word[0] == '@' or regex.search(r'\d\d|@[a-z]{3,}$', word): return ''
+    if single or len(word) < 4 or 2*signs > len(word) or word[0] == '@': return ''
+    if regex.search(r'\d\d|@[a-z]{3,}$', word): return ''
     return ''.join(_stands_for.get(c, c)[0] for c in word) if _between.search(word) else ''
 
 def _with_letters(m):
@@ -220,7 +224,8 @@ _long = regex.compile(r'(?<![\p{L}\p{N}@#/.])[a-zA-Z]{8,2000}+(?![\p{L}\p{N}]|[.
 def _cut(m):
     word = m[0].lower()
     parts = [] if word in known_words() else known_parts(word)
-    if any(len(p) == 1 and p != 'a' for p in parts[1:]): return None     # experimentat-i-on
+    alone = zip(parts, parts[1:], [*parts[2:], ''])                       # no experiment-at-i-on
+    if any(p == 'i' and min(len(a), len(b)) < 3 for a,p,b in alone): return None
     count = sum(len(p) > 1 for p in parts) + (parts[:1] == ['i'])
     return _parted(m[0], parts) if count > 2 else None
 

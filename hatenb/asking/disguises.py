@@ -70,7 +70,8 @@ disguises['lookalikes'] = _each_word(lambda word, g: _replaced(word, _alikes, g)
 # %% ../../nbs/asking/03_disguises.ipynb #dc4e5bfb
 _invisible = '\u200b\u200c\u200d\u2060\u00ad\ufeff\u0336\u0335'
 
-disguises['invisible'] = _each_word(lambda word, g: word[0] + ''.join(str(g.choice(list(_invisible)))+c for c in word[1:]))
+disguises['invisible'] = _each_word(
+    lambda word, g: word[0] + ''.join(str(g.choice(list(_invisible)))+c for c in word[1:]))
 disguises['repeated'] = _each_word(lambda word, g: ''.join(c*int(g.integers(1, 4)) for c in word))
 
 @disguises.register('apart')
@@ -120,7 +121,8 @@ def disguise_metrics(
     found,out = before > line,{}
     for name,scores in {'': before, **after}.items():
         now = scores > line
-        measured = dict(recall=subset_of(toxic, mean_of(now[toxic])), false_alarms=subset_of(~toxic, mean_of(now[~toxic])),
+        measured = dict(recall=subset_of(toxic, mean_of(now[toxic])),
+                        false_alarms=subset_of(~toxic, mean_of(now[~toxic])),
                         loss=subset_of(toxic, mean_of(found[toxic].astype(float)-now[toxic])))
         out[name] = estimates(measured, {}, len(toxic), n_boot, 0)
     return out
@@ -239,8 +241,10 @@ def _markdown_row(r, c, k):
 def disguises_markdown(records:list[dict]) -> str:
     "All figures, in percent with 95 % intervals"
     titles = {'recall': 'recall ↑', 'loss': 'recall lost ↓', 'false_alarms': 'false alarms ↓'}
-    head = ['corpus','disguise','posts changed', *(f'{t}, {way}' for t in titles.values() for way in records[0]['found'])]
-    rows = [_markdown_row(r, c, k) for r in records for c,found in next(iter(r['found'].values())).items() for k in found]
+    ways = records[0]['found']
+    head = ['corpus','disguise','posts changed', *(f'{t}, {way}' for t in titles.values() for way in ways)]
+    rows = [_markdown_row(r, c, k) for r in records
+            for c,found in next(iter(r['found'].values())).items() for k in found]
     return '\n'.join(f'| {row} |' for row in [' | '.join(head), ' | '.join(['---']*len(head)), *rows])
 
 # %% ../../nbs/asking/03_disguises.ipynb #897636d4
@@ -249,7 +253,8 @@ def _draw_losses(ax, r, corpus):
     for j,(way,found) in enumerate(r['found'].items()):
         loss = {k: v['loss'] for k,v in found[corpus].items() if k}
         y = np.arange(len(loss)) + .15*(2*j-1)
-        ax.hlines(y, [100*v['low'] for v in loss.values()], [100*v['high'] for v in loss.values()], color=palette[j], lw=1)
+        lows,highs = ([100*v[k] for v in loss.values()] for k in ('low','high'))
+        ax.hlines(y, lows, highs, color=palette[j], lw=1)
         ax.plot([100*v['value'] for v in loss.values()], y, marks[j], color=palette[j], ls='', label=way)
     ax.axvline(5, color='.4', lw=1)
     ax.set(yticks=range(len(loss)), yticklabels=list(loss), xlabel='recall lost (points)', title=corpus)
@@ -259,7 +264,8 @@ def disguises_figure(records:list[dict]):
     "Recall that each disguise costs, a panel a detector and corpus"
     import matplotlib.pyplot as plt
     panels = [(r, c) for r in records for c in next(iter(r['found'].values()))]
-    fig,axes = plt.subplots(1, len(panels), figsize=(1+3.2*len(panels), 3.2), layout='constrained', sharey=True, squeeze=False)
+    fig,axes = plt.subplots(1, len(panels), figsize=(1+3.2*len(panels), 3.2), layout='constrained', sharey=True,
+                            squeeze=False)
     for ax,(r,c) in zip(axes[0], panels): _draw_losses(ax, r, c)
     axes[0][0].invert_yaxis()
     fig.legend(*axes[0][0].get_legend_handles_labels(), fontsize=9, loc='outside upper center', ncols=2)

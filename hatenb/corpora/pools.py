@@ -86,7 +86,8 @@ declared_pools: dict[str,dict[str,PoolPart]] = {}   # pool → question → part
 def _details(q, outputs):
     "The details of a question that hold of a pool with these outputs"
     groups = {k: g for k,g in q.details.get('groups', {}).items() if set(g) <= set(outputs)}
-    return {k: groups if k == 'groups' else v for k,v in q.details.items() if k in ('negative','groups','marks','agreed')}
+    kept = 'negative','groups','marks','agreed'
+    return {k: groups if k == 'groups' else v for k,v in q.details.items() if k in kept}
 
 def _pooled_question(name, part):
     "The question of a pool. Raises `HatenbError` if its corpora do not fit together"

@@ -133,7 +133,8 @@ def agreement_table(
     other:Answerer,    # of the same manifest
     texts:list[str],
 ) -> pd.DataFrame: # a row a question
-    "How far the answers of two detectors to the same posts are apart, and the share of posts that they decide otherwise"
+    """How far the answers of two detectors to the same posts are apart, and the share of posts that they decide
+    otherwise"""
     pairs = list(zip(detector.stream(texts), other.stream(texts)))
     return pd.DataFrame([_agreement(q, pairs) for q in detector.manifest.questions.values()])
 

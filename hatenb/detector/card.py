@@ -18,6 +18,7 @@ from ..core import HatenbError
 from ..corpora import corpora
 from ..evaluation import bias_table, load_predictions, metric_of
 from ..kinds import kind_of
+from ..runs import decided_values
 from ..tasks import Task
 from .deciding import points_table
 from .detector import Detector
@@ -42,9 +43,9 @@ def metric_table(
     record:dict,
     split:str='test',
 ) -> pd.DataFrame: # task, metric, value, 95 % interval, posts
-    "The record's metrics, those by which a kind is judged first"
+    "The record's metrics, those by which a kind is judged first; decisions at the thresholds chosen on validation"
     rows = []
-    for task,values in record['metrics'].get(split, {}).items():
+    for task,values in decided_values(record, split).items() if split in record['metrics'] else ():
         for m in kind_of(Task.parse(task)).quality:
             v = values.get(m)
             if not isinstance(v, dict) or v.get('value') is None: continue

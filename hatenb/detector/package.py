@@ -128,10 +128,12 @@ def save_wheel(
     """Write a detector as a package that pip installs; raises `HatenbError` for a name that can't be imported, and
     where the detector can't be exported"""
     if not re.fullmatch('[a-z][a-z0-9_]*', name) or name in sys.stdlib_module_names or name in _needed:
-        raise HatenbError(f'{name!r} is no name for a package', 'save_wheel', 'Use letters, digits and _, e.g. my_model.')
+        raise HatenbError(f'{name!r} is no name for a package', 'save_wheel',
+                          'Use letters, digits and _, e.g. my_model.')
     if not re.fullmatch(r'\d+(\.\d+)*', version):
         raise HatenbError(f'{version!r} is no version', 'save_wheel', 'Use numbers and dots, e.g. 0.1.0.')
-    if onnx not in ('int8','float32'): raise HatenbError('a wheel needs ONNX files', 'save_wheel', 'Use int8 or float32.')
+    if onnx not in ('int8','float32'):
+        raise HatenbError('a wheel needs ONNX files', 'save_wheel', 'Use int8 or float32.')
     _check_rules(detector.manifest)
     about,folder = f'hatenb detector {detector.id}',Path(folder)
     wheel = folder/f'{name}-{version}-py3-none-any.whl'

@@ -273,8 +273,8 @@ _question_fields = dict(name=_is_name, answer=_is_name, outputs=_is_names, activ
                         evidence=_or_empty(_is_name))
 _task_fields = dict(key=_is_name, question=_is_name, outputs=_is_names, pretokenizer=_is_name, mean=_is_number,
                     sd=lambda x: _is_number(x) and x >= 0)
-_graph_fields = dict(tasks=_is_names, tokenizer=_or_empty(_is_file), max_length=lambda x: _is_count(x, 3), pad=_is_count,
-                     unknown=_or_empty(_is_name), lexicon=_or_empty(_is_file), onnx=_or_empty(_is_file))
+_graph_fields = dict(tasks=_is_names, tokenizer=_or_empty(_is_file), max_length=lambda x: _is_count(x, 3),
+                     pad=_is_count, unknown=_or_empty(_is_name), lexicon=_or_empty(_is_file), onnx=_or_empty(_is_file))
 _toxic_fields = dict(weights=lambda x: _is_table(x, _is_number) and x, bias=_is_number, points=_is_list)
 _point_fields = dict(name=_is_name, threshold=_is_share,
                      measured=lambda x: _is_table(x, lambda t: _is_table(t, _is_number)))
