@@ -163,12 +163,10 @@ def lexicon_counts(
     return out
 
 # %% ../nbs/01_pretokenize.ipynb #a3225441
-_package = globals().get('__package__') or 'hatenb'   # these modules may lie in another package
-
 @functools.cache
 def _slurs():
     "The list beside this module, a pattern a word; a line that ends in * is the beginning of words"
-    lines = (files(_package)/'slurs.txt').read_text(encoding='utf-8').split()
+    lines = (files('hatenb')/'slurs.txt').read_text(encoding='utf-8').split()
     pattern = (re.escape(l[:-1])+r'\w*' if l.endswith('*') else re.escape(l) for l in lines)
     return re.compile('|'.join(pattern), re.I)
 

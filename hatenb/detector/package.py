@@ -90,7 +90,8 @@ def _write_package(folder, name, version, about):
     for module,file in runtime_modules().items():
         to = home/'_hatenb'/Path(*module.split('.')[1:]).with_suffix('.py')
         to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, to)
+        code = file.read_text(encoding='utf-8').replace("files('hatenb')", f"files('{name}._hatenb')")
+        to.write_text(code, encoding='utf-8')
         (to.parent/'__init__.py').touch()
     for f in Path(str(files('hatenb'))).glob('*.*'):
         if f.suffix in ('.txt','.json','.csv'): shutil.copy(f, home/'_hatenb')        # what these modules read
