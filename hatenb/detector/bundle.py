@@ -146,13 +146,13 @@ def _agreement(q, pairs):
 
 def _numbers_of(q, d):
     "Probabilities, or the number itself; of words only the marked ones are known"
-    given = d.get(f'{q.name}_prob')
+    given = d.get(f'{q.name}_prob', d.get(q.answer))
     if isinstance(given, dict): return list(given.values())
-    return [d[q.answer] or 0.] if q.decide == 'number' else []
+    return [given or 0.] if isinstance(given, float) or q.decide == 'number' else []
 
 def _decision(q, d):
-    "A class, communities, or the places of words"
-    given = None if q.decide == 'number' else d.get(q.answer)
+    "A class, communities, the places of words, or yes or no"
+    given = None if q.decide == 'number' else d.get(f'is_{q.answer}', d.get(q.answer))
     return [w['start'] for w in given] if q.per == 'word' and given else given
 
 # %% ../../nbs/detector/03_bundle.ipynb #e6001aaa

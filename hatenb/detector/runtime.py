@@ -580,6 +580,7 @@ def graph_passes(
 # %% ../../nbs/detector/01_runtime.ipynb #329cf1cc
 class Answerer:
     "Whatever answers posts: passes, and a manifest that says what their logits mean"
+    room = 65_536       # sub-tokens that go through the encoder together
     def __init__(self,
         folder:Path,         # where it came from
         manifest:Manifest,
@@ -637,13 +638,20 @@ def _batch(p, cut, extra):
     batch = dict(input_ids=_padded(ids, p.graph.pad), attention_mask=mask, token_word=_padded(words, -1))
     return batch if extra is None else batch | dict(extra=extra[list(posts)])
 
+def _together(order, lengths, most, room):
+    "Windows in groups: at most so many, and so many sub-tokens; the first of `order` is the longest"
+    while order:
+        n = max(1, min(most, room//lengths[order[0]]))
+        yield order[:n]
+        order = order[n:]
+
 # %% ../../nbs/detector/01_runtime.ipynb #57702d6d
 @patch
 def _values(self:Answerer, p:Pass, cut, extra, batch_size:int) -> dict[str,list]:
     "Task → what each window says: [outputs], or [sub-tokens] where words are asked"
     out = {t.key: [None]*len(cut) for t in p.tasks}
     order = sorted(range(len(cut)), key=lambda i: -len(cut[i][1]))
-    for rows in (order[i:i+batch_size] for i in range(0, len(order), batch_size)):
+    for rows in _together(order, [len(c[1]) for c in cut], batch_size, self.room):
         logits = p.logits(_batch(p, [cut[r] for r in rows], extra))
         for t in p.tasks:
             q = self.manifest.questions[t.question]
@@ -878,6 +886,7 @@ def bundle_parts(folder:Path, graph:Graph) -> dict:
 
 class Runtime(Answerer):
     "A bundle's detector without torch; raises `HatenbError` for a bundle that is damaged, or has no ONNX files"
+    room = 256          # what stays in a core's cache from layer to layer: larger batches are slower
     def __init__(self,
         place:str|Path|None=None,# a bundle's folder, or its name on the hub (default: the one in the package)
         exact:bool=False,        # each task's posts are read as its own corpus writes them
