@@ -217,7 +217,7 @@ def _write_graphs(detector, to, onnx):
     if not onnx: return tuple(replace(g.graph, onnx='', tokenizer='') for g in graphs)  # the encoder brings its own
     shapes = tuple(replace(g.graph, onnx=f'onnx/{i}.onnx') for i,g in enumerate(graphs))
     for g,shape in zip(graphs, shapes):
-        g.rest['tokenizer'].save(str(to/shape.tokenizer))
+        g.rest['tokenizer'].save(str(to/shape.tokenizer), pretty=False)
         export_graph(g, to/shape.onnx, onnx == 'int8')
     return shapes
 
