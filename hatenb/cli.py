@@ -358,27 +358,11 @@ def _demo(
 
 # %% ../nbs/13_cli.ipynb #a91c7e20
 def _open(place=None, onnx=None, operating_point=''):
-    """The detector of a run, of a bundle, of a name on the hub, or of the package where none is named; ONNX files
-    are taken where they are, unless torch is asked for. Raises `HatenbError` if there is no such detector"""
-    point = _number_or_name(operating_point)
-    if onnx is not False and (place is None or (Path(place)/'onnx').is_dir()):
-        from hatenb.detector.runtime import Runtime
-        return Runtime(place, operating_point=point)
-    from hatenb.detector import Detector
-    if place is None or (folder := _finished_run(place)) is None:
-        return Detector.from_pretrained(place, backend='onnx' if onnx else 'torch', operating_point=point)
-    if onnx: raise HatenbError('a run has no ONNX graph', folder, 'Make a bundle of it: `hatenb bundle`.')
-    return Detector.from_run(folder, operating_point=point)
-
-def _number_or_name(text):
-    try: return float(text)
-    except ValueError: return text
-
-def _finished_run(place):
-    "The folder of a finished run, by its path or its name; none if it is something else"
-    from hatenb.runs import RunFolder
-    places = [Path(place), settings().runs_path/place]
-    return next((p for p in places if RunFolder(p).finished and not (p/'detector.json').is_file()), None)
+    "The detector of that name, see `open_detector`; an operating point may be a number"
+    from hatenb.detector.opening import open_detector
+    try: operating_point = float(operating_point)
+    except ValueError: pass
+    return open_detector(place or '', onnx, operating_point)
 
 # %% ../nbs/13_cli.ipynb #cf217311
 def _lines(file, jsonl, refuse):
@@ -478,7 +462,8 @@ def _bundle(
         raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use int8, float32 or none.')
     if out and out.exists() and not wheel:
         raise HatenbError('there is something already', out, 'Name a folder that is not there yet, or remove it.')
-    if (folder := _finished_run(run)) is not None: _decide(folder)
+    from hatenb.detector.opening import finished_run
+    if (folder := finished_run(run)) is not None: _decide(folder)
     detector = _open(run, onnx=False)
     tables = _alarms(detector) if folder else {}
     if (tests := Path(detector.folder)/'functional.json').is_file():        # as `hatenb functional` leaves it

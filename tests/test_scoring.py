@@ -6,8 +6,8 @@ import pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from hatenb.core import HatenbError
-from hatenb.detector import scoring
-from hatenb.detector.scoring import Csv, JsonLines, FilePart, Scorer, PostFile, Text, open_detector, score_files
+from hatenb.detector import open_detector, scoring
+from hatenb.detector.scoring import Csv, JsonLines, FilePart, Scorer, PostFile, Text, score_files
 from toy import save_toy
 
 POSTS = ['the melquins are slur1', 'a fine day', 'insult1 ixarics', '', 'two\nlines, "quoted"', 'caf\u00e9 \U0001F602']
@@ -254,6 +254,7 @@ def test_two_workers_of_ray_answer_though_one_is_killed(toy, tmp_path):
     try:
         found = score_files([tmp_path], out, Scorer(toy), most=200, engine='ray', workers=2)
         done.set()
+        with pytest.raises(HatenbError, match='cannot be read.*damaged'): score_files([damaged(tmp_path)], tmp_path/'other', Scorer(toy), engine='ray')
     finally:
         done.set()
         thread.join()

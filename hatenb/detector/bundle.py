@@ -22,9 +22,9 @@ from torch import nn
 
 # %% ../../nbs/detector/03_bundle.ipynb #c063999e
 from ..core import HatenbError, file_sha256, provenance, read_json, write_json
-from ..corpora import load_corpus
 from ..encoder import check_finite, find_encoder
 from .card import licence_text, model_card
+from .deciding import validation_posts
 from .detector import BundlePart, Detector, TorchGraph, load_graphs
 from .runtime import Answerer, Runtime
 
@@ -158,10 +158,8 @@ def _decision(q, d):
 # %% ../../nbs/detector/03_bundle.ipynb #e6001aaa
 def _some_posts(record, most):
     "Validation posts of a record's corpora, as many of each"
-    corpora = record['corpora']
-    return [t for name in corpora for t in _texts(load_corpus(name)['validation'])[:most//len(corpora)+1]][:most]
-
-def _texts(posts): return posts['text'] if 'text' in posts.column_names else list(map(' '.join, posts['words']))
+    each = most//len(record['corpora'])+1
+    return [t for c in record['corpora'] for t in validation_posts([c])['text'][:each]][:most]
 
 def _checked(folder, onnx, most):
     "The table of a bundle beside its ONNX files; one that has none gets them for this"

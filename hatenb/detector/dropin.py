@@ -18,10 +18,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 # %% ../../nbs/detector/08_dropin.ipynb #ed0eaf1d
 from ..core import HatenbError
 from .runtime import Answerer, AskedQuestion
-from .scoring import open_detector
+from .opening import kept_open
 
 # %% ../../nbs/detector/08_dropin.ipynb #89ab1311
-def _opened(detector): return detector if isinstance(detector, Answerer) else open_detector(str(detector))
+def _opened(detector): return detector if isinstance(detector, Answerer) else kept_open(str(detector))
 
 def _asked(
     detector:Answerer,
