@@ -24,7 +24,7 @@ class Stub:
         words = [dict(word=w, start=text.index(w), end=text.index(w)+len(w), weight=.9) for w in bad]
         label = dict(normal=.1, offensive=.2, hatespeech=.7) if bad else dict(normal=.9, offensive=.1, hatespeech=0.)
         target = {t: .9 if t == 'Women' and bad else .01 for t in TARGETS}
-        return Detection(text=text, label=max(label, key=label.get), label_prob=label, targets=['Women'] if bad else [],
+        return Detection(text=text, toxic=.9 if bad else .1, is_toxic=bool(bad), label=max(label, key=label.get), label_prob=label, targets=['Women'] if bad else [],
                          target_prob=target, rationale=words, severity=1.25, attributes=['insult'] if bad else [],
                          attribute_prob={a: .8 if a == 'insult' and bad else .02 for a in attributes}, windows=1)
 

@@ -16,6 +16,9 @@ from typing import Any, Callable, NamedTuple
 # %% ../../nbs/detector/05b_perspective.ipynb #6b5ead08
 import regex
 
+# %% ../../nbs/detector/05b_perspective.ipynb #6b5ead09
+from .runtime import sentence_spans
+
 # %% ../../nbs/detector/05b_perspective.ipynb #4ba38c5f
 class Source(NamedTuple):
     "Where an attribute's score comes from"
@@ -23,20 +26,9 @@ class Source(NamedTuple):
     meaning: str      # what the score is
     read: Callable    # answer → number from 0 to 1, or none
 
-def _prob(question, *outputs):
-    "The probability of an output, by the first of its names that is there"
-    def _read(answer):
-        values = answer.get(f'{question}_prob') or {}
-        return next((values[o] for o in outputs if o in values), None)
-    return _read
-
-def _toxic(answer):
-    "The combined probability if there is one, else that of the class"
-    return answer['toxic'] if isinstance(answer.get('toxic'), float) else _prob('toxic', 'toxic')(answer)
-
-def _not_normal(answer):
-    normal = _prob('label', 'normal')(answer)
-    return None if normal is None else 1-normal
+def _prob(question, output):
+    "The probability of an output"
+    return lambda answer: (answer.get(f'{question}_prob') or {}).get(output)
 
 # %% ../../nbs/detector/05b_perspective.ipynb #7e2c2324
 hate_line = .5     # from here on, the authors of Measuring Hate Speech speak of hate speech
@@ -46,16 +38,14 @@ def _severe(answer):
     return 1/(1+math.exp(hate_line-score)) if isinstance(score, float) else None
 
 # %% ../../nbs/detector/05b_perspective.ipynb #a61514a4
-def _attribute(*names):
-    return Source('attribute', f'probability that annotators mark “{names[0]}”', _prob('attribute', *names))
+def _attribute(name): return Source('attribute', f'probability that annotators mark “{name}”', _prob('attribute', name))
 
 sources = dict(
-    TOXICITY=(Source('toxic', 'probability of toxic', _toxic),
-              Source('label', 'probability of offensive or hate speech', _not_normal)),
+    TOXICITY=(Source('toxic', 'probability that it is toxic', lambda answer: answer.get('toxic')),),
     SEVERE_TOXICITY=(Source('label', 'probability of hate speech', _prob('label', 'hatespeech')),
                      Source('score', 'logistic function of severity − ½', _severe)),
     IDENTITY_ATTACK=(_attribute('identity attack'),), INSULT=(_attribute('insult'),),
-    PROFANITY=(_attribute('profanity', 'profane'),), THREAT=(_attribute('threat'),))
+    PROFANITY=(_attribute('profanity'),), THREAT=(_attribute('threat'),))
 
 def served_sources(
     answer:dict, # of the detector, to any post that says something
@@ -131,16 +121,12 @@ def _check(value, schema, place=''):
         _check(v, inner, f'{place}.{k[:100]}'.lstrip('.'))
 
 # %% ../../nbs/detector/05b_perspective.ipynb #658bd5e5
-_ends = re.compile(r'(?<=[.!?…])\s|\n')
-
 def text_spans(
     text:str,
     most:int=100, # spans
 ) -> list[tuple[int,int]]: # first character, and the one after the last
     "Where the sentences of a text are"
-    cuts = [0, *(m.start() for m in _ends.finditer(text)), len(text)]
-    parts = ((b+len(text[b:e])-len(text[b:e].lstrip()), b+len(text[b:e].rstrip())) for b,e in zip(cuts, cuts[1:]))
-    spans = [(b, e) for b,e in parts if b < e]
+    spans = sentence_spans(text) or [(0, len(text))]
     return spans if len(spans) <= most else [*spans[:most-1], (spans[most-1][0], spans[-1][1])]
 
 # %% ../../nbs/detector/05b_perspective.ipynb #66bcf795
