@@ -56,7 +56,7 @@ def _replaced(word, table, g):
         letters[i] = str(g.choice(list(table[word[i].lower()])))
     return ''.join(letters)
 
-disguises['digits'] = _each_word(lambda word, g: _replaced(word, _signs, g))
+disguises['digits and signs'] = _each_word(lambda word, g: _replaced(word, _signs, g))
 
 # %% ../../nbs/asking/03_disguises.ipynb #8187db81
 _alphabet = 'abcdefghijklmnopqrstuvwxyz'
@@ -65,22 +65,22 @@ _alikes = {c: ''.join(x for x in _scripts if unicodedata.normalize('NFKC', x) ==
 _alikes |= {k: _alikes[k]+v for k,v in dict(a='аɑᴀα', c='сᴄ', d='ԁᴅ', e='еᴇ', h='һʜ', i='іıι', j='ј', k='кκ', m='мᴍ',
                                            n='ɴη', o='оοᴏ', p='рρ', s='ѕꜱ', t='тᴛ', u='υᴜ', x='хχ', y='у').items()}
 
-disguises['lookalikes'] = _each_word(lambda word, g: _replaced(word, _alikes, g))
+disguises['look-alikes'] = _each_word(lambda word, g: _replaced(word, _alikes, g))
 
 # %% ../../nbs/asking/03_disguises.ipynb #dc4e5bfb
 _invisible = '\u200b\u200c\u200d\u2060\u00ad\ufeff\u0336\u0335'
 
-disguises['invisible'] = _each_word(
+disguises['invisible characters'] = _each_word(
     lambda word, g: word[0] + ''.join(str(g.choice(list(_invisible)))+c for c in word[1:]))
-disguises['repeated'] = _each_word(lambda word, g: ''.join(c*int(g.integers(1, 4)) for c in word))
+disguises['letters repeated'] = _each_word(lambda word, g: ''.join(c*int(g.integers(1, 4)) for c in word))
 
-@disguises.register('apart')
+@disguises.register('letters apart')
 def _apart(text, g):
     sign = str(g.choice(list(' .-_*')))
     return _words.sub(lambda m: sign.join(m[0]), text)
 
 # %% ../../nbs/asking/03_disguises.ipynb #2541ccf0
-@disguises.register('together')
+@disguises.register('spaces left out')
 def _together(text, g): return regex.sub(r'(?<=\b[a-zA-Z]+) (?=[a-zA-Z]+\b)', '', text)
 
 # %% ../../nbs/asking/03_disguises.ipynb #ab862eb6
@@ -92,7 +92,7 @@ def _emoji_of():
         if regex.match(r'\p{Emoji}', c) and (name := emoji_name(c)): found.setdefault(name, []).append(c)
     return found
 
-@disguises.register('emoji')
+@disguises.register('emoji for words')
 def _emoji(text, g):
     known = _emoji_of()
     def _one(m):
@@ -175,19 +175,14 @@ def detector_scores(
     "How toxic a detector finds texts; raises `HatenbError` if it does not say"
     asked = copy.copy(detector)
     asked.manifest = dataclasses.replace(detector.manifest, undisguises=undisguises)
+    if 'toxic' not in asked.answers:
+        raise HatenbError('the detector does not say whether a post is toxic', detector.id, 'Ask one with classes.')
     seen = {}
     def _scores(texts):
         new = [t for t in dict.fromkeys(texts) if t not in seen]
-        seen.update(zip(new, (_toxic_score(d, asked.manifest) for d in asked(new))))
+        seen.update(zip(new, (d['toxic'] for d in asked(new))))
         return np.array([seen[t] for t in texts])
     return _scores
-
-def _toxic_score(answer, manifest):
-    if 'toxic' in answer: return answer['toxic']
-    said = [1-answer[f'{q.name}_prob'].get(q.negative, 0.) for q in manifest.questions.values() if q.negative]
-    if not said:
-        raise HatenbError('the detector does not say whether a post is toxic', manifest.id, 'Ask one with classes.')
-    return float(np.mean(said))
 
 # %% ../../nbs/asking/03_disguises.ipynb #1086daa0
 def disguises_table(
@@ -236,7 +231,7 @@ def _markdown_row(r, c, k):
     both = [r['found'][way][c][k] for way in r['found']]
     changed = f'{r["touched"][c][k]:.0%}' if k else ''
     cells = [_percent(v[m]) if k or m != 'loss' else '' for m in ('recall','loss','false_alarms') for v in both]
-    return ' | '.join([c, k or '**none**', changed, *cells])
+    return ' | '.join([corpora[c].title, k or '**none**', changed, *cells])
 
 def disguises_markdown(records:list[dict]) -> str:
     "All figures, in percent with 95 % intervals"
@@ -257,7 +252,7 @@ def _draw_losses(ax, r, corpus):
         ax.hlines(y, lows, highs, color=palette[j], lw=1)
         ax.plot([100*v['value'] for v in loss.values()], y, marks[j], color=palette[j], ls='', label=way)
     ax.axvline(5, color='.4', lw=1)
-    ax.set(yticks=range(len(loss)), yticklabels=list(loss), xlabel='recall lost (points)', title=corpus)
+    ax.set(yticks=range(len(loss)), yticklabels=list(loss), xlabel='recall lost (points)', title=corpora[corpus].title)
     ax.grid(alpha=.3)
 
 def disguises_figure(records:list[dict]):
