@@ -18,7 +18,8 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/10d_comparisons.ipynb #9892ebf4
 from .core import digest, settings, write_json
-from .evaluation import apply_thresholds, compare, planned_family, seed_groups
+from .evaluation import answered_tasks, apply_thresholds, compare, planned_family, seed_groups
+from .kinds import kind_of
 from .runs import Run, RunConfig, RunFolder, decided_values, flat_settings, strategy_of
 from .studies import Comparison, Study, read_study, results_folder, study_path, study_records, validation_score
 from .tasks import task_keys
@@ -99,13 +100,15 @@ def find_predictions(
     record:dict,
     places:list[Path], # folders of runs
 ) -> pd.DataFrame|None:
-    """A run's predictions of the test posts, with gold, moved so that its thresholds chosen on validation are one half;
-    none where they are gone"""
+    """A run's predictions of the test posts, with gold, moved so that its thresholds chosen on validation (see
+    `decided_values`) are one half; none where they are gone"""
     for place in places:
         there = RunFolder(place/record['name'])
         if there.finished and there.predictions_file('test').is_file() and Run(there.folder).id == record['id']:
-            t = Run(there.folder).predictions('test')
-            return apply_thresholds(t, record.get('decided', {}).get('thresholds', {}))
+            t,lines = Run(there.folder).predictions('test'),record.get('decided', {}).get('thresholds', {})
+            questions = {k: q for k,(_,q) in answered_tasks(t).items()}
+            kept = [k for k,q in questions.items() if k in lines and kind_of(q).by_threshold(q)]
+            return apply_thresholds(t, {k: lines[k] for k in kept})
 
 def _table(side, base, comparison, places):
     "The differences of two sides; none where predictions are gone"

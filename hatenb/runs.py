@@ -471,9 +471,11 @@ def decided_values(
     record:Record,
     split:str='test',
 ) -> dict[str,dict]: # task → metric → `Value`
-    "A record's metrics; those that thresholds change are at the ones chosen on validation, where the record has them"
+    """A record's metrics; those of answers that lie above a threshold are at the one chosen on validation, where the
+    record has it"""
     at = record.get('decided', {}).get('metrics', {}).get(split, {})
-    return {task: values | at.get(task, {}) for task,values in record['metrics'][split].items()}
+    def _chosen(task): return at.get(task, {}) if kind_of(t := Task.parse(task)).by_threshold(t.question) else {}
+    return {task: values | _chosen(task) for task,values in record['metrics'][split].items()}
 
 # %% ../nbs/10_runs.ipynb #2b03f71e
 class RunFolder:

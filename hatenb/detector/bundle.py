@@ -170,7 +170,7 @@ def _checked(folder, onnx, most):
 
 # %% ../../nbs/detector/03_bundle.ipynb #62d8886e
 _kept = ('id','name','config','metrics','corpora','chosen','cost','adapters','frequencies','lexicon','sources',
-         'provenance')   # of a record
+         'decided','encoder_sha256','provenance')   # of a record
 
 def save_bundle(
     detector:Detector,

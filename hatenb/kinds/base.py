@@ -566,6 +566,11 @@ def reply(self:Kind, q:Question) -> dict|None:
     "How logits become an answer, as JSON: the runtime without torch reads it; none if no post is answered"
     return None
 
+@patch
+def by_threshold(self:Kind, q:Question) -> bool:
+    "Whether an answer is what lies above a threshold, as communities and words do, and the likeliest class does not"
+    return (self.reply(q) or {}).get('decide', '').startswith('threshold')
+
 def there(v:Any) -> bool:
     "Whether a cell of a table holds a value"
     return v is not None and (np.ndim(v) > 0 or not pd.isna(v))
