@@ -12,7 +12,8 @@ from hatenb.tasks import Task
 ALL = 'mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'
 
 
-def small(tasks=ALL, method='lora', limit=32, configs=None, noise=0., routes=None, **options):
+def small(tasks=ALL, method='lora', limit=32, configs=None, noise=0., routes=None,
+          max_length=128, **options):
     "A model with one adapter (or one a task), and the first posts of its tasks' corpora"
     seed_everything(0, 'weights')
     tasks = [Task.parse(t) for t in tasks]
@@ -21,7 +22,7 @@ def small(tasks=ALL, method='lora', limit=32, configs=None, noise=0., routes=Non
     for name in names: encoder.add(name, method, **(options or (dict(r=2) if method == 'lora' else {})))
     encoder.activate('shared' if routes is None else None)
     encoder.train_only(names)
-    corpora = {t.corpus: encoded_corpus(t.corpus, encoder.tokenizer)['train'] for t in tasks}
+    corpora = {t.corpus: encoded_corpus(t.corpus, encoder.tokenizer, max_length)['train'] for t in tasks}
     counted = {c: count_answers(d, c) for c, d in corpora.items()}
     given = {t: HeadConfig(**(configs or {}).get(t.name, {})) for t in tasks}
     heads = [make_head(t, encoder.width, counted[t.corpus], given[t]) for t in tasks]
@@ -39,3 +40,11 @@ def undecided(posts, count):
     "Rows of normal posts, which have no rationale, and of others"
     label = posts.flat['label']
     return np.flatnonzero(label == 0)[:count], np.flatnonzero(label != 0)[:count]
+
+
+def scalars(folder):
+    "What TensorBoard shows of a folder: tag → (step, value)"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    read = EventAccumulator(str(folder))
+    read.Reload()
+    return {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()['scalars']}
