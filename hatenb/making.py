@@ -111,6 +111,12 @@ def load_sources(
     return names
 
 # %% ../nbs/10b_making.ipynb #ffddea10
+def _places(model):
+    "Sub-tokens that an encoder has places for; none: any number. Places of MPNet's kind begin after that of the padding"
+    most = getattr(model.config, 'max_position_embeddings', None)
+    padding = getattr(getattr(model, 'embeddings', None), 'padding_idx', None)
+    return most and most - (0 if padding is None else padding+1)
+
 def run_encoder(
     config:RunConfig,
     device='cpu',
@@ -119,7 +125,7 @@ def run_encoder(
     "The run's encoder with its adapters as they are before training"
     seed_everything(config.seed, 'adapter')
     encoder = load_encoder(config.encoder, config.quantization, resolve_dtype(config.dtype, device), device)
-    places = getattr(encoder.model.config, 'max_position_embeddings', None)
+    places = _places(encoder.model)
     if places and config.max_length > places:
         raise HatenbError(f'max_length = {config.max_length}, and the encoder has {places} places', config.encoder,
                           f'Take {places} or fewer.')

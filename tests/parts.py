@@ -48,3 +48,13 @@ def scalars(folder):
     read = EventAccumulator(str(folder))
     read.Reload()
     return {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()['scalars']}
+
+
+def assert_near(answers, others, atol):
+    "The same questions answered, numbers within `atol`"
+    for a, b in zip(answers, others, strict=True):
+        assert a.keys() == b.keys()
+        for k in ('label_prob', 'target_prob'):
+            if k in a: np.testing.assert_allclose(list(a[k].values()), list(b[k].values()), atol=atol)
+        if 'toxic' in a: np.testing.assert_allclose(a['toxic'], b['toxic'], atol=atol)
+        if 'severity' in a: np.testing.assert_allclose(a['severity'] or 0, b['severity'] or 0, atol=atol*10)

@@ -1,11 +1,17 @@
-"Architectures: MPNet through its interface, one of one's own, ModernBERT's joined product, ELECTRA as the notes use it"
+"""Architectures: MPNet through its interface, one of one's own, ModernBERT's joined product, ELECTRA as the notes use it;
+runs of several architectures from training to the detector"""
 import os
 from pathlib import Path
 import pytest, torch
 from adapters.composition import BatchSplit
 from transformers import ElectraConfig, ElectraModel, ElectraTokenizerFast
 from hatenb.core import HatenbError, encoder_path, settings
+from hatenb.corpora import load_corpus
+from hatenb.detector import Detector, Runtime
 from hatenb.encoder import encoder_digest, interfaces, load_encoder
+from hatenb.making import make_run
+from hatenb.runs import RunConfig, run_folder
+from parts import assert_near
 from tiny import batch, bf16, check, check_saved, f32, fit, outputs, save_encoder, tiny
 
 
@@ -143,3 +149,56 @@ def learns(encoder, method, parameters):
     assert encoder.memory()['trainable'] == parameters
     first,last = fit(encoder, steps=1, lr=1e-3)
     assert last != first
+
+
+# from two runs to one detector
+
+TASKS = ['mini/label', 'mini/target']
+QUICK = dict(limit=16, max_length=40, train=dict(epochs=1, batch_size=8, lr=.05))
+WAYS = dict(merged=dict(strategy='merge'), fused=dict(strategy='fuse'),
+            dynamic=dict(strategy='fuse', strategy_options=dict(variant='dynamic')))
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
+
+@pytest.fixture
+def name_of(tiny, monkeypatch):
+    "Architecture → what its tiny encoder is called"
+    monkeypatch.setenv('HATENB_MPNET', str(tiny/'mpnet'))
+    return lambda kind: 'mpnet' if kind == 'mpnet' else str(tiny/kind)
+
+def made_of_two(way, runs, **base):
+    "The folder of a run that is made of two"
+    base = dict(QUICK, **base)
+    sources = [dict(base, tasks=[t]) for t in TASKS]
+    base.pop('adapter')
+    config = RunConfig.from_dict(dict(base, tasks=TASKS, sources=sources, **WAYS[way]))
+    make_run(config, runs)
+    return run_folder(config, runs).folder
+
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('kind,adapter,quantization', [
+    ('mpnet', 'lora', 'none'), ('mpnet', 'seq_bn', 'none'), ('mpnet', 'lora', 'nf4'), ('mpnet', 'lora', 'int8'),
+    ('mpnet', 'seq_bn', 'int8'), ('electra', 'lora', 'none')])
+def test_two_runs_become_one_detector(name_of, runs, tmp_path, kind, adapter, quantization, way):
+    "What torch answers as trained, with the adapter in the weights, from a bundle, and ONNX Runtime where that can be"
+    folder = made_of_two(way, runs, encoder=name_of(kind), adapter=adapter, quantization=quantization)
+    texts = [' '.join(w) for w in load_corpus('mini')['test']['words'][:6]]
+    detector = Detector.from_run(folder, dtype='float32')
+    answers = detector(texts)
+    assert_near(answers, Detector.from_run(folder, dtype='float32', merge=False)(texts), 1e-4)
+    assert Detector.from_pretrained(detector.save(tmp_path/'torch'), dtype='float32')(texts) == answers
+    if (way, adapter, quantization) == ('merged', 'lora', 'none'):
+        assert_near(Runtime(detector.save(tmp_path/'float32', onnx='float32'))(texts), answers, 1e-4)
+        assert_near(Runtime(detector.save(tmp_path/'int8', onnx='int8'))(texts), answers, .1)
+        return
+    with pytest.raises(HatenbError, match='cannot be added to the weights'): detector.save(tmp_path/'no', onnx='int8')
+    assert not (tmp_path/'no').exists()
+
+def test_what_peft_adds_is_not_fused(name_of, runs):
+    with pytest.raises(HatenbError, match='fusion comes from adapters.*take another'):
+        made_of_two('fused', runs, encoder=name_of('mpnet'), adapter='peft_lora')
+
+def test_mpnet_has_fewer_places_than_its_configuration_says(name_of, tmp_path):
+    config = RunConfig.from_dict(dict(QUICK, tasks=TASKS[:1], encoder=name_of('mpnet'), max_length=63))
+    with pytest.raises(HatenbError, match='the encoder has 62 places'): make_run(config, tmp_path)

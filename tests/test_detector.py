@@ -16,6 +16,7 @@ from hatenb.evaluation import load_predictions
 from hatenb.making import make_run
 from hatenb.pretokenize import hatexplain_words, masked, plain_words, says_nothing, windows
 from hatenb.runs import RunConfig, run_folder
+from parts import assert_near
 
 TASKS = ['mini/label', 'mini/target', 'mini/rationale']
 QUICK = dict(limit=32, max_length=40, train=dict(epochs=1, batch_size=16))
@@ -46,16 +47,6 @@ def bundle(detector, tmp_path_factory): return detector.save(tmp_path_factory.mk
 
 def posts_of(split='test'): return [' '.join(w) for w in load_corpus('mini')[split]['words']]
 def uncalibrated(detector): detector.manifest = replace(detector.manifest, temperatures={})
-
-
-def assert_near(answers, others, atol):
-    "The same questions answered, numbers within `atol`"
-    for a, b in zip(answers, others, strict=True):
-        assert a.keys() == b.keys()
-        for k in ('label_prob', 'target_prob'):
-            if k in a: np.testing.assert_allclose(list(a[k].values()), list(b[k].values()), atol=atol)
-        if 'toxic' in a: np.testing.assert_allclose(a['toxic'], b['toxic'], atol=atol)
-        if 'severity' in a: np.testing.assert_allclose(a['severity'] or 0, b['severity'] or 0, atol=atol*10)
 
 
 # ---------------------------------------------------------------- reading

@@ -6,7 +6,8 @@ import peft, pytest, torch
 from hypothesis import given, settings, strategies as st
 from peft.utils import merge_utils
 from torch import nn
-from transformers import BertConfig, BertModel, BertTokenizerFast, ModernBertConfig, ModernBertModel
+from transformers import (BertConfig, BertModel, BertTokenizerFast, ModernBertConfig, ModernBertModel, MPNetConfig,
+                          MPNetModel)
 
 from hatenb.core import HatenbError
 from hatenb.encoder import adapter_methods, load_encoder, tensor_digest
@@ -451,13 +452,14 @@ def test_where_we_differ_from_peft():
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
-    "Folders with a tiny BERT and a tiny ModernBERT of random weights"
+    "Folders with a tiny BERT, a tiny ModernBERT and a tiny MPNet of random weights"
     root = tmp_path_factory.mktemp('encoders')
     (root/'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *'abcdefghijklmnopqrstuvwxyz']))
     size = dict(vocab_size=31, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, max_position_embeddings=64)
     special = dict(pad_token_id=0, cls_token_id=2, bos_token_id=2, sep_token_id=3, eos_token_id=3, reference_compile=False)
     torch.manual_seed(0)
-    for name, model in (('bert', BertModel(BertConfig(**size))), ('modernbert', ModernBertModel(ModernBertConfig(**size, **special)))):
+    for name, model in (('bert', BertModel(BertConfig(**size))), ('modernbert', ModernBertModel(ModernBertConfig(**size, **special))),
+                        ('mpnet', MPNetModel(MPNetConfig(**size)))):
         model.save_pretrained(root/name)
         BertTokenizerFast(vocab_file=str(root/'vocab.txt')).save_pretrained(root/name)
     return root
@@ -494,11 +496,12 @@ def states_with(encoder, updates):
     return out
 
 
+@pytest.mark.parametrize('kind', ['bert', 'mpnet'])
 @pytest.mark.parametrize('quantization', ['none', 'nf4'])
 @pytest.mark.parametrize('method', ['lora', 'peft_lora'])
 @pytest.mark.parametrize('rule,weights', [('task_arithmetic', None), ('average', [1., 3.]), ('tsvm', None), ('ties', None)])
-def test_a_merged_adapter_computes_what_its_updates_say(tiny, method, quantization, rule, weights):
-    encoder = with_adapters(tiny/'bert', method, quantization)
+def test_a_merged_adapter_computes_what_its_updates_say(tiny, kind, method, quantization, rule, weights):
+    encoder = with_adapters(tiny/kind, method, quantization)
     sources = {n: lora_updates(encoder, n) for n in 'ab'}
     for n in 'ab': torch.testing.assert_close(states_with(encoder, {k: u.dense() for k, u in sources[n].items()}), states(encoder, n), atol=1e-5, rtol=1e-4)
     before = {k: tensor_digest({k: v}) for k, v in encoder.tensors().items()}
@@ -514,12 +517,13 @@ def test_a_merged_adapter_computes_what_its_updates_say(tiny, method, quantizati
     assert (states(encoder, 'm')-states(encoder, 'a')).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize('kind', ['bert', 'mpnet'])
 @pytest.mark.parametrize('method', ['lora', 'peft_lora'])
-def test_a_merged_adapter_is_the_encoder_with_the_sum_in_its_weights(tiny, method):
-    encoder = with_adapters(tiny/'bert', method)
+def test_a_merged_adapter_is_the_encoder_with_the_sum_in_its_weights(tiny, kind, method):
+    encoder = with_adapters(tiny/kind, method)
     sources = [lora_updates(encoder, n) for n in 'ab']
     merge_adapters(encoder, ['a', 'b'], 'm', 'task_arithmetic')
-    plain = load_encoder(str(tiny/'bert')).eval()
+    plain = load_encoder(str(tiny/kind)).eval()
     with torch.no_grad():
         for k in sources[0]: plain.model.get_submodule(k).weight += sources[0][k].dense()+sources[1][k].dense()
     torch.testing.assert_close(states(encoder, 'm'), states(plain), atol=1e-5, rtol=1e-4)
@@ -729,10 +733,13 @@ def test_an_orthogonal_start_lets_as_little_through_as_any(tiny):
 
 # ---- bottlenecks
 
-@pytest.mark.parametrize('method', [m for m, f in adapter_methods.items() if f.merges == 'weights'])
+BOTTLENECKS = [m for m, f in adapter_methods.items() if f.merges == 'weights']
+OF_MPNET = [m for m in BOTTLENECKS if m != 'adapterplus']                  # which its interface does not allow
+
+@pytest.mark.parametrize('kind,method', [*(('bert', m) for m in BOTTLENECKS), *(('mpnet', m) for m in OF_MPNET)])
 @pytest.mark.parametrize('quantization', ['none', 'nf4'])
-def test_bottlenecks_are_averaged(tiny, method, quantization):
-    encoder = load_encoder(str(tiny/'bert'), quantization).eval()
+def test_bottlenecks_are_averaged(tiny, kind, method, quantization):
+    encoder = load_encoder(str(tiny/kind), quantization).eval()
     for i, n in enumerate('ab'): encoder.add(n, method, reduction_factor=8, dropout=.1*i); fill(encoder, n, i)
     before = tensor_digest(encoder.tensors())
     merge_adapters(encoder, ['a', 'b'], 'm', coefficients=[3, 1])

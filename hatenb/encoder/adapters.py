@@ -362,7 +362,7 @@ def _check_add(self:Encoder, name:str, method:str):
     backend,whole = adapter_methods[method].backend,adapter_methods[method].whole
     if backend and self.backend and backend != self.backend:
         raise HatenbError(f'{method} comes from {backend}, and this encoder has adapters from {self.backend}',
-                          'adapter', 'One encoder takes adapters of one library: load a second encoder.')
+                          'adapter', 'One encoder takes adapters of one library: take another method.')
     if backend == 'adapters': self._check_joined(method)
     others = [n for n in self.methods if self.trait(n, 'backend') or self.trait(n, 'whole')]
     if whole and others or any(self.trait(n, 'whole') for n in others):
