@@ -77,6 +77,7 @@ class Settings:
     device: str = 'auto'                      # auto, cpu, cuda, cuda:1, mps
     dtype: str = 'auto'                       # auto, float32, bfloat16
     detector_path: Path|None = None           # a bundle: who answers where none is named (none: the one in the package)
+    trackers: str = ''                        # what runs log to while they train, e.g. tensorboard mlflow
 
 # %% ../nbs/00_core.ipynb #ffcdc9e3
 def _env_name(key): return 'HATENB_' + key.removesuffix('_path').upper()

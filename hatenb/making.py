@@ -38,7 +38,7 @@ from .runs import (Record, Run, RunConfig, RunFolder, check_record, read_record,
                          run_strategy,
                          source_folders)
 from .tasks import Task
-from .training import Trainer, predict
+from .training import Trainer, make_accelerator, predict
 from .watching import meters, watch
 
 # %% ../nbs/10b_making.ipynb #9f6bb0ab
@@ -309,23 +309,24 @@ def make_run(
     place = run_folder(config, runs_path)
     if (record := finished(place)): return record
     device = resolve_device(settings().device)
-    accelerator = accelerator or Accelerator(cpu=device.type == 'cpu')
+    given = accelerator
+    accelerator = given or make_accelerator(settings().trackers.split(), place.folder, device.type == 'cpu')
     place.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.lock_file) if accelerator.is_main_process else None
     try:
         if lock: lock.acquire(timeout=0)
     except Timeout:
         raise HatenbError('another process is at this run', place.folder, 'Wait for it, or stop it.') from None
-    try: return finished(place) or _make(config, place, accelerator)
+    try: return finished(place) or _make(config, place, accelerator, given)
     finally:
         if lock: lock.release()
 
 # %% ../nbs/10b_making.ipynb #aeae6c21
-def _make(config, place, accelerator):
-    "Make a run whose folder is ours"
+def _make(config, place, accelerator, given):
+    "Make a run whose folder is ours; its sources have accelerators of their own unless one was given"
     write_json(place.config_file, config.to_dict())
     made_by = provenance(accelerator.device)       # now: the working tree may change while a run goes on
-    job = _Job(config, place, accelerator, make_sources(config, place.folder.parent, accelerator))
+    job = _Job(config, place, accelerator, make_sources(config, place.folder.parent, given))
     way = _baseline if config.baseline else _join if config.strategy == 'join' else _train
     tables,parts = way(job)
     accelerator.wait_for_everyone()

@@ -473,9 +473,8 @@ def make_accelerator(
     trackers:list[str]=(),       # names that Accelerate knows, such as tensorboard or mlflow
     folder:str|Path|None=None,   # where they write
     cpu:bool=False,              # although there may be a GPU
-    config:dict|None=None,       # what to show of the run
 ) -> Accelerator:
-    "An accelerator whose trackers are started; raises `HatenbError` for one that is not there"
+    "An accelerator with trackers, which `Trainer.fit` starts; raises `HatenbError` for one that is not there"
     try: accelerator = Accelerator(cpu=cpu, log_with=list(trackers) or None, project_dir=folder)
     except ValueError as e:
         raise HatenbError(str(e), 'trackers', 'Look up the names in the page of Accelerate.') from None
@@ -483,15 +482,30 @@ def make_accelerator(
     if missing := [t for t in trackers if t not in started]:
         raise HatenbError(f'the tracker {missing[0]} is not installed', 'trackers',
                           f'Install it: pip install {missing[0]}.')
-    if trackers: accelerator.init_trackers('hatenb', config={k: str(v) for k,v in (config or {}).items()})
     return accelerator
+
+# %% ../nbs/06_training.ipynb #68aed66e
+@patch
+@contextlib.contextmanager
+def _tracked(self:Trainer):
+    "Inside, the accelerator's trackers are running"
+    a = self.accelerator
+    mine = bool(a.log_with) and not a.trackers         # else there are none, or whoever started them ends them
+    if mine:
+        run = dict(run=self.folder.name if self.folder else '', tasks=' '.join(self.model.heads))
+        about = {k: str(v) for k,v in (run | dataclasses.asdict(self.config)).items()}
+        a.init_trackers('hatenb', about, dict(tensorboard=dict(purge_step=self.progress.step+1)))
+    try: yield
+    finally:
+        for t in a.trackers if mine else (): t.finish()
+        if mine: a.trackers = []
 
 # %% ../nbs/06_training.ipynb #b70ed41c
 def _flat(group, values): return [(f'{group}/{k}', v) for k,v in values.items()]
 
 @patch
 def _track(self:Trainer, values):
-    if getattr(self.accelerator, 'trackers', None): self.accelerator.log(values, step=self.progress.step)
+    if self.accelerator.trackers: self.accelerator.log(values, step=self.progress.step)
 
 # %% ../nbs/06_training.ipynb #fb0c708f
 @patch
@@ -500,7 +514,7 @@ def fit(self:Trainer) -> list[dict]:
     self.resume()
     p,c = self.progress,self.config
     self.model.train()
-    with self._bar() as bar:
+    with self._tracked(), self._bar() as bar:
         while p.step < self.total and not p.stopped:
             epoch,at = divmod(p.step, self.epoch_steps)
             for rows in self.batches(epoch)[at:]:

@@ -440,6 +440,17 @@ def test_a_loaded_run_predicts_what_it_predicted(neural):
     path, record = neural
     model = Run(path / NEURAL.name).model()
     corpora = run_corpora(NEURAL, model.encoder.tokenizer)
+def test_a_run_logs_to_the_trackers_of_the_settings_and_is_the_same(neural, tmp_path, monkeypatch):
+    monkeypatch.setenv('HATENB_TRACKERS', 'tensorboard')
+    record = make_run(NEURAL, tmp_path)
+    assert without_times(record) == without_times(neural[1])
+    logged = scalars(tmp_path / NEURAL.name / 'hatenb')
+    for look in record['history']:
+        for group in ('validation', 'losses', 'weights'):
+            for k, v in look[group].items():
+                assert (look['step'], pytest.approx(v, rel=1e-5)) in logged[f'{group}/{k}']
+
+
     again = predict(model, {c: Posts(d['test'], c, model.encoder.tokenizer.pad_token_id) for c, d in corpora.items()})
     stored = load_predictions(path / NEURAL.name / 'predictions' / 'test.parquet')
     assert again['id'].tolist() == stored['id'].tolist()
