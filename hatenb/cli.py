@@ -183,12 +183,14 @@ def _study(
     path:Annotated[Path, typer.Argument(help='a study file, e.g. studies/first.toml')],
     publish:Annotated[Optional[Path], typer.Option(help='copy records and predictions here, e.g. results')]=None,
     records_only:Annotated[bool, typer.Option(help='publish without predictions, which take much more room')]=False,
-    workers:Annotated[int, typer.Option(min=1, help='processes, each on its share of the cores')]=1,
+    workers:Annotated[int, typer.Option(min=1, help='runs made at once, each on its share of the cores')]=1,
+    engine:Annotated[str, typer.Option(
+        help='by whom: local, or ray (here, or on the cluster that RAY_ADDRESS names)')]='local',
 ):
     "Run what a study is missing, go on with what was cut off, and print its table"
     from hatenb.studies import Study, publish as publish_records, run_study
     study = Study.load(path)
-    records = run_study(study, workers=workers)
+    records = run_study(study, workers=workers, engine=engine)
     print(_results(records, study.titles))
     for line in _best_on_validation(records):
         print(textwrap.fill(line, 100, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False))

@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/core.html.md"""
 # %% auto #0
 __all__ = ['HatenbError', 'Registry', 'patch', 'Settings', 'settings', 'atomic_write', 'write_json', 'read_json', 'digest',
            'file_sha256', 'derive_seed', 'seed_everything', 'cpu_flags', 'resolve_device', 'resolve_dtype',
-           'encoder_path', 'provenance', 'quiet', 'progress', 'suppress_log']
+           'encoder_path', 'provenance', 'begin_ray', 'quiet', 'progress', 'suppress_log']
 
 # %% ../nbs/00_core.ipynb #7ffe15a0
 import configparser, contextlib, dataclasses, difflib, hashlib, importlib.util, json, logging, os
@@ -262,6 +262,20 @@ def provenance(
                 packages={p: _version(p) for p in _packages}, python=platform.python_version(),
                 system=f'{platform.system()} {platform.machine()}', device=str(device), hardware=name,
                 threads=torch.get_num_threads())
+
+# %% ../nbs/00_core.ipynb #7161c19f
+def begin_ray(
+    cores:int, # that it may use, where it is begun on this machine
+):
+    "Ray (the module), begun here, or on the cluster that RAY_ADDRESS names; raises `HatenbError` where it is missing"
+    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    try: import ray
+    except ImportError:
+        raise HatenbError('Ray is missing', 'engine', "Install it: pip install 'hatenb[scale]'.") from None
+    here = dict(num_cpus=cores, include_dashboard=False, object_store_memory=200_000_000)
+    if os.environ.get('RAY_ADDRESS'): here = {}
+    if not ray.is_initialized(): ray.init(log_to_driver=False, logging_level='error', **here)
+    return ray
 
 # %% ../nbs/00_core.ipynb #9f245cc2
 def quiet() -> bool:

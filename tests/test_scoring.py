@@ -8,6 +8,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from hatenb.core import HatenbError
 from hatenb.detector import open_detector, scoring
 from hatenb.detector.scoring import Csv, JsonLines, FilePart, Scorer, PostFile, Text, score_files
+from on_ray import begun_ray, tasks
 from toy import save_toy
 
 POSTS = ['the melquins are slur1', 'a fine day', 'insult1 ixarics', '', 'two\nlines, "quoted"', 'caf\u00e9 \U0001F602']
@@ -216,28 +217,6 @@ def test_a_stopped_process_is_gone_on_with(toy, tmp_path, how):
 
 # ---------------------------------------------------------------- engines
 
-def descendants(pid):
-    "Processes below a process, with their titles"
-    parents, titles = {}, {}
-    for p in Path('/proc').glob('[0-9]*'):
-        try: parents[int(p.name)], titles[int(p.name)] = int((p/'stat').read_text().rsplit(')', 1)[1].split()[1]), (p/'cmdline').read_text()
-        except OSError: pass
-    below = {pid}
-    for _ in parents:
-        more = {c for c, of in parents.items() if of in below} - below
-        if not more: break
-        below |= more
-    return {p: titles[p] for p in below if p in titles}
-
-
-def begun_ray():
-    "Ray with two cores; where a machine is so busy that it gives up on starting, there is nothing to test"
-    try: return scoring._ray(2)
-    except Exception as e:
-        if 'timed out during startup' not in str(e): raise
-        pytest.skip('Ray did not start in time')
-
-
 def test_two_workers_of_ray_answer_though_one_is_killed(toy, tmp_path):
     ray = begun_ray()
     posts, out, killed = [f'{POSTS[i % 3]} {i}' for i in range(8000)], tmp_path/'out', []
@@ -246,7 +225,7 @@ def test_two_workers_of_ray_answer_though_one_is_killed(toy, tmp_path):
         while not killed and not done.is_set():
             if not list(out.glob('*.parquet')): time.sleep(.02)
             else:
-                killed.extend(p for p, title in descendants(os.getpid()).items() if title.startswith('ray::') and 'Map' in title)
+                killed.extend(tasks('Map'))
                 for p in killed[:1]: os.kill(p, signal.SIGKILL)
     done = threading.Event()
     thread = threading.Thread(target=kill_one)

@@ -18,6 +18,8 @@ from hatenb.making import finished, make_run, run_corpora
 from hatenb.runs import Run, RunConfig, read_record, read_records
 from hatenb.studies import Study, chosen_run, expand, publish, run_study
 from hatenb.training import TrainConfig, predict
+from on_ray import begun_ray, tasks
+from parts import scalars
 from shell import command
 
 pytestmark = pytest.mark.usefixtures('stand_in')
@@ -42,6 +44,10 @@ def neural(tmp_path_factory):
 def copied(neural, tmp_path):
     "A copy of the neural run that may be damaged"
     return shutil.copytree(neural[0] / NEURAL.name, tmp_path / NEURAL.name)
+
+
+def without_times(record):
+    return {k: record[k] for k in ('id', 'name', 'config', 'metrics', 'corpora')}
 
 
 # ---- configurations
@@ -434,12 +440,6 @@ def test_the_record_can_be_computed_from_the_predictions(neural):
     )
 
 
-def test_a_loaded_run_predicts_what_it_predicted(neural):
-    from hatenb.batches import Posts
-
-    path, record = neural
-    model = Run(path / NEURAL.name).model()
-    corpora = run_corpora(NEURAL, model.encoder.tokenizer)
 def test_a_run_logs_to_the_trackers_of_the_settings_and_is_the_same(neural, tmp_path, monkeypatch):
     monkeypatch.setenv('HATENB_TRACKERS', 'tensorboard')
     record = make_run(NEURAL, tmp_path)
@@ -451,6 +451,12 @@ def test_a_run_logs_to_the_trackers_of_the_settings_and_is_the_same(neural, tmp_
                 assert (look['step'], pytest.approx(v, rel=1e-5)) in logged[f'{group}/{k}']
 
 
+def test_a_loaded_run_predicts_what_it_predicted(neural):
+    from hatenb.batches import Posts
+
+    path, record = neural
+    model = Run(path / NEURAL.name).model()
+    corpora = run_corpora(NEURAL, model.encoder.tokenizer)
     again = predict(model, {c: Posts(d['test'], c, model.encoder.tokenizer.pad_token_id) for c, d in corpora.items()})
     stored = load_predictions(path / NEURAL.name / 'predictions' / 'test.parquet')
     assert again['id'].tolist() == stored['id'].tolist()
@@ -825,11 +831,14 @@ def small_study():
     )
 
 
-def without_times(record):
-    return {k: record[k] for k in ('id', 'name', 'config', 'metrics', 'corpora')}
+@pytest.fixture(scope='module')
+def made_alone(tmp_path_factory):
+    "The records of the study, made one after the other"
+    records = run_study(small_study(), tmp_path_factory.mktemp('alone'))
+    return [without_times(r) for r in json.loads(json.dumps(records))]
 
 
-def test_a_killed_worker_is_replaced_and_sources_come_first(tmp_path):
+def test_a_killed_worker_is_replaced_and_sources_come_first(tmp_path, made_alone):
     import multiprocessing, signal, threading, time
 
     out, killed = {}, []
@@ -847,9 +856,36 @@ def test_a_killed_worker_is_replaced_and_sources_come_first(tmp_path):
         time.sleep(0.02)
     thread.join(300)
     assert killed and not thread.is_alive()
-    alone = run_study(small_study(), tmp_path / 'alone')
-    assert [without_times(r) for r in out['records']] == [without_times(r) for r in json.loads(json.dumps(alone))]
+    assert [without_times(r) for r in out['records']] == made_alone
     assert not [p for p in multiprocessing.active_children() if p.is_alive()]
+    assert run_study(small_study(), tmp_path / 'together', workers=2) == out['records']  # there is nothing to do
+
+
+def test_a_run_whose_task_of_ray_was_killed_goes_on(tmp_path, made_alone):
+    import signal, threading, time
+
+    ray, killed, done = begun_ray(), [], threading.Event()
+
+    def kill_one():
+        while not killed and not done.is_set():
+            if list(tmp_path.glob('*/checkpoint.safetensors')):  # somebody is in the middle of it
+                killed.extend(tasks('_make_there')[:1])
+                for p in killed:
+                    os.kill(p, signal.SIGKILL)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    try:
+        records = run_study(small_study(), tmp_path, workers=2, engine='ray')
+    finally:
+        done.set()
+        thread.join()
+        ray.shutdown()
+    assert killed and [without_times(r) for r in records] == made_alone
+    assert run_study(small_study(), tmp_path, workers=2, engine='ray') == records and not ray.is_initialized()
+    with pytest.raises(HatenbError, match="no engine 'rey'"):
+        run_study(small_study(), tmp_path, engine='rey')
 
 
 def test_what_fails_in_a_worker_is_told_and_what_needs_it_is_not_made(tmp_path):

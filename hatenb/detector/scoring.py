@@ -9,7 +9,7 @@ __all__ = ['formats', 'engines', 'answer_types', 'Scorer', 'FilePart', 'PostFile
            'Tsv', 'JsonLines', 'Parquet', 'find_posts', 'plan_files', 'score_part', 'score_files']
 
 # %% ../../nbs/detector/07_scoring.ipynb #3df2c02f
-import contextlib, csv, functools, glob, itertools, json, logging, os
+import contextlib, csv, functools, glob, itertools, json, logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 # %% ../../nbs/detector/07_scoring.ipynb #82c581eb
-from ..core import HatenbError, Registry, atomic_write, digest, progress, read_json, write_json
+from ..core import HatenbError, Registry, atomic_write, begin_ray, digest, progress, read_json, write_json
 
 # %% ../../nbs/detector/07_scoring.ipynb #490b8ee4
 from .opening import kept_open
@@ -575,14 +575,8 @@ class _Worker:
         return dict(rows=list(rows), why=list(why))
 
 def _ray(workers):
-    "Ray, begun"
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-    try: import ray
-    except ImportError:
-        raise HatenbError('Ray is missing', 'engine', "Install it: pip install 'hatenb[scale]'.") from None
-    here = dict(num_cpus=workers, include_dashboard=False, object_store_memory=200_000_000)
-    if os.environ.get('RAY_ADDRESS'): here = {}
-    if not ray.is_initialized(): ray.init(log_to_driver=False, logging_level='error', **here)
+    "Ray, begun, without progress bars of its own"
+    ray = begin_ray(workers)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger('ray.data').setLevel(logging.ERROR)
     return ray
