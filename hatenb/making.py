@@ -112,7 +112,7 @@ def load_sources(
 
 # %% ../nbs/10b_making.ipynb #ffddea10
 def _places(model):
-    "Sub-tokens that an encoder has places for; none: any number. Places of MPNet's kind begin after that of the padding"
+    "Sub-tokens that an encoder has places for; none: any number. MPNet's begin after the place of the padding"
     most = getattr(model.config, 'max_position_embeddings', None)
     padding = getattr(getattr(model, 'embeddings', None), 'padding_idx', None)
     return most and most - (0 if padding is None else padding+1)

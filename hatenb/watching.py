@@ -166,7 +166,8 @@ def watch(
     for c,rows in work[i::n]:
         batch = {c: {k: v.to(device) for k,v in collate(posts, {c: rows})[c].items()}}
         batch = model.prepare(batch, 'predict', int(rows[0]))
-        answers += [(k, logits, made[k].gold(batch[c], posts[c], rows)) for k,logits in model(batch).items() if k in made]
+        answered = [(k, logits) for k,logits in model(batch).items() if k in made]
+        answers += [(k, logits, made[k].gold(batch[c], posts[c], rows)) for k,logits in answered]
     if n > 1: answers = gather_object(_to(answers, 'cpu'))
     for k,logits,gold in _to(answers, device): made[k].update(logits, gold)
     return {f'{key}.{m}': v for key,meter in made.items() for m,v in meter.compute().items()}
