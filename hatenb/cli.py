@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 # %% ../nbs/13_cli.ipynb #c3ad2a23
-from .core import HatenbError, settings
+from .core import HatenbError, read_json_line, settings
 
 # %% ../nbs/13_cli.ipynb #f63bc4d4
 def _import_plugins(modules):
@@ -373,15 +373,10 @@ def _lines(file, jsonl, refuse):
             refuse(n, f'this is not UTF-8 (byte {e.start})')
             continue
         if not jsonl: yield n, None, line
-        elif line.strip(): yield from _json_line(n, line, refuse)
-
-def _json_line(n, line, refuse):
-    "The post of a JSON line: a string, or an object with a text"
-    try: d = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as e: return refuse(n, f'this is not JSON ({e})')
-    text = d.get('text') if isinstance(d, dict) else d
-    if isinstance(text, str): yield n, d.get('id') if isinstance(d, dict) else None, text
-    else: refuse(n, 'there is no "text" that is a string')
+        elif line.strip():
+            row,why = read_json_line(line)
+            if row: yield n, row.get('id'), row['text']
+            else: refuse(n, why)
 
 # %% ../nbs/13_cli.ipynb #fdedb004
 def _detect_lines(detector, file, jsonl, strict, place, **options):

@@ -35,7 +35,7 @@ from .tasks import question_of, task_keys
 
 # %% ../nbs/10c_studies.ipynb #722f6d23
 # these are lists already; a list of them stands for several runs
-_lists = 'tasks','hidden','coefficients','layers','others','corpora','outputs'
+_lists = 'tasks','hidden','coefficients','layers','others','corpora','outputs','normal'
 
 def expand(d:dict) -> list[dict]:
     "Every combination of the lists in `d` where one value is expected"

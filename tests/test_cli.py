@@ -203,7 +203,7 @@ def test_by_sentence_at_an_operating_point(model, tmp_path):
     assert out.returncode != 0 and 'macro-f1, false-alarms-5, false-alarms-10' in out.stderr and 'Traceback' not in out.stderr
 
 
-LINES = b'{"text": "a post", "id": "x1"}\n{broken\n{"text": 7}\n\xff\n\n"only a string"\n{"text": "\\ud83d lone"}\n'
+LINES = b'{"text": "a post", "id": "x1"}\n{broken\n{"text": 7}\n\xff\n\n"only a string"\n{"text": "\\ud83d lone"}\n{"text": "a post", "id": ' + b'9'*5000 + b'}\n'
 
 
 def test_a_file_streams_to_json_lines_and_broken_lines_are_named(model, tmp_path):
@@ -213,7 +213,7 @@ def test_a_file_streams_to_json_lines_and_broken_lines_are_named(model, tmp_path
     answers = [json.loads(l) for l in out.stdout.splitlines()]
     assert [(a['line'], a.get('id'), a['text']) for a in answers] == [(1, 'x1', 'a post'), (6, None, 'only a string'), (7, None, '\ud83d lone')]
     assert all(a['label'] in a['label_prob'] and 'rationale' in a for a in answers)
-    assert [int(n) for n in re.findall(r'line (\d+)\)', out.stderr)] == [2, 3, 4]
+    assert [int(n) for n in re.findall(r'line (\d+)\)', out.stderr)] == [2, 3, 4, 8]
     out = hatenb('detect', '--model', model, '--file', tmp_path/'in.jsonl', '--strict')
     assert out.returncode != 0 and 'line 2' in out.stderr and 'Traceback' not in out.stderr
     assert [json.loads(l)['line'] for l in out.stdout.splitlines()] == [1]

@@ -1,7 +1,7 @@
 """Files of strangers, changed at random: they are answered as before, answered whole, or refused with one
 `HatenbError`. Nothing is written, trained, started, or read from elsewhere.
 HATENB_MUTATIONS says how many changes of each kind of file are tried."""
-import contextlib, copy, hashlib, json, math, os, random, shutil, signal, sys, warnings
+import contextlib, copy, hashlib, json, math, os, random, shutil, sys, warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from hatenb.making import make_run
 from hatenb.reports import metrics_html, results_html, results_text
 from hatenb.runs import Run, RunConfig, read_records, run_folder
 from hatenb.studies import Study
+from limits import within
 from tiny import SIZE, save_encoder, vocabulary
 
 MUTATIONS = int(os.environ.get('HATENB_MUTATIONS', 30))
@@ -78,18 +79,6 @@ def no_training(monkeypatch, request):
 def files_of(folder): return {f.relative_to(folder).as_posix(): f for f in folder.rglob('*') if f.is_file()}
 def bytes_of(folder): return {name: f.read_bytes() for name,f in files_of(folder).items()}
 def tree(folder): return {name: f.stat().st_size for name,f in files_of(folder).items()}
-
-
-@contextlib.contextmanager
-def within(seconds):
-    "A file that keeps its reader busy for ever is a fault, too"
-    def late(*_): raise TimeoutError(f'still busy after {seconds} s')
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try: yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def tried(watch, folder, change, use):

@@ -1,5 +1,5 @@
 "The package as others get it: its public names, its wheel away from the repository, its metadata"
-import ast, collections, json, os, subprocess, sys, tomllib, zipfile
+import ast, json, os, subprocess, sys, tomllib, zipfile
 from pathlib import Path
 
 import pytest, yaml
@@ -47,20 +47,33 @@ def test_public_face_is_small_and_each_name_is_there():
     with pytest.raises(AttributeError, match='nonesuch'): hatenb.nonesuch
 
 
-def exported_lines():
-    "(notebook, line) of every exported cell but its directives"
+def code_cells():
+    "Of each notebook, its cells of code as (exported or not, lines without directives)"
     for p in sorted((root/'nbs').rglob('*.ipynb')):
         if '.ipynb_checkpoints' in p.parts: continue
-        for c in json.loads(p.read_text(encoding='utf-8'))['cells']:
-            lines = ''.join(c['source']).splitlines()
-            if c['cell_type'] != 'code' or not any(l.startswith('#| export') for l in lines): continue
-            yield from ((p.relative_to(root).as_posix(), l) for l in lines if not l.startswith('#|'))
+        cells = [''.join(c['source']).splitlines() for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+        yield p.relative_to(root).as_posix(), [(any(l.startswith('#| export') for l in c), [l for l in c if not l.startswith('#|')]) for c in cells]
 
 
 def test_exported_lines_are_short():
     "Ruff measures tests; in notebooks it would measure captions, and in modules what nbdev adds"
-    long = collections.Counter(n for n, l in exported_lines() if len(l) > 120)
-    assert not long, dict(long)
+    long = {n: k for n, cells in code_cells() if (k := sum(len(l) > 120 for exported, lines in cells if exported for l in lines))}
+    assert not long, long
+
+
+def uses(lines): return any(l.strip() and not l.startswith(('import ', 'from ', '#')) for l in lines)
+
+
+def test_what_is_exported_is_soon_used():
+    "A reader meets a use of what is defined at least every 200 lines"
+    far = {}
+    for n, cells in code_cells():
+        stretch = 0
+        for exported, lines in cells:
+            if exported: stretch += sum(bool(l.strip()) for l in lines)
+            elif uses(lines): stretch = 0
+            if stretch > 200: far[n] = stretch
+    assert not far, far
 
 
 # the wheel

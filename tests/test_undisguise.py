@@ -1,5 +1,4 @@
 "Undoing disguises on any string: places stay within the caller's text, ordinary words stay, time is bounded"
-import time
 from pathlib import Path
 
 import pytest
@@ -7,6 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from hatenb.pretokenize import pretokenizers
 from hatenb.undisguise import known_words, undisguised, undisguised_words
+from limits import within
 
 odd = '\u200b\u200d\ufe0f\u0336\u00ad\u0301аοｅ𝓱🅾🐷👩🏿🇪ıßİ\ud800\x00 .-_*@#!|+$€13450&;/:\'’<>'
 pieces = st.one_of(st.sampled_from(['idiot', 'pig', 'h a t e', 'www.', 'https://', '<user>', 'aaa', 'iiddiioott']),
@@ -46,13 +46,9 @@ def test_other_scripts_and_emoji_of_several_people_stay():
 
 
 @pytest.mark.parametrize('part', ['a', 'a ', '1a', 'aa', '\u200b', 'а', 'a.', '@', '!a', 'ab', '🐷', 'i1l'])
-def test_a_long_text_takes_time_in_proportion(part):
-    def _seconds(n):
-        text,began = part*n,time.process_time()
-        undisguised(text)
-        return time.process_time()-began
-    _seconds(100)
-    assert _seconds(10_000) < 40*max(_seconds(1_000), .005)
+def test_a_long_text_does_not_keep_it_busy(part):
+    "Linear, this takes half a second at most; where time grew with the square, minutes"
+    with within(60): undisguised(part*40_000)
 
 
 def test_a_detector_undoes_disguises_where_its_manifest_says_so():

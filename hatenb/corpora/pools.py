@@ -80,13 +80,17 @@ class PoolPart:
     corpora: tuple[str,...]
     outputs: tuple[str,...] = ()  # default: those of the first corpus
     pretokenizer: str = ''        # makes the words of raw posts alike; empty: as each corpus has them
+    normal: tuple[str,...] = ()   # corpora whose normal posts have none of the outputs (kind multilabel)
+
+    @property
+    def origins(self): return dict.fromkeys((*self.corpora, *self.normal))
 
 declared_pools: dict[str,dict[str,PoolPart]] = {}   # pool → question → part
 
 def _details(q, outputs):
     "The details of a question that hold of a pool with these outputs"
     groups = {k: g for k,g in q.details.get('groups', {}).items() if set(g) <= set(outputs)}
-    kept = 'negative','groups','marks','agreed'
+    kept = 'negative','groups','marks','agreed','answered'
     return {k: groups if k == 'groups' else v for k,v in q.details.items() if k in kept}
 
 def _pooled_question(name, part):
@@ -97,6 +101,10 @@ def _pooled_question(name, part):
     first = asked[0]
     outputs = part.outputs or first.outputs
     q = Question(name, first.kind, outputs, first.column, asked=f'{name}_asked', details=_details(first, outputs))
+    if part.normal and q.kind != 'multilabel':
+        raise HatenbError(f'{name} is no multilabel question, so a normal post need not answer it', 'pools',
+                          'Leave out `normal`.')
+    for c in part.normal: source_question(c, 'toxic')
     for c,other in zip(part.corpora, asked):
         if other.kind != q.kind or q.kind not in _translators or q.kind == 'multiclass' and other.outputs != q.outputs:
             raise HatenbError(f'{c}/{name} has other answers than {part.corpora[0]}/{name}', 'pools', 'Leave it out.')
@@ -109,16 +117,26 @@ def _columns(q, part):
     marks = [source_question(c, q.name).details['marks'] for c in part.corpora]
     return [m for m in q.details['marks'] if all(m in ms for ms in marks)]
 
+def _words(d, part):
+    "The words of each post, as the pool has them"
+    if not part.pretokenizer or 'text' not in d.column_names: return d['words'][:]
+    return [pretokenizers[part.pretokenizer](x).words for x in d['text'][:]]
+
+def _normal_posts(corpus, d, q, part):
+    "Id → the words of the posts that all annotators call normal, and that none of the outputs applies"
+    s = source_question(corpus, 'toxic')
+    i = s.outputs.index(s.details['negative'])
+    normal = [v[i] == 1 for v in d[s.votes][:]] if s.votes else [y == i for y in d[s.column][:]]
+    return {post: {'words': w, q.column: [0]*len(q.outputs)}
+            for post,w,yes in zip(d['id'][:], _words(d, part), normal) if w and yes}
+
 def _posts(corpus, d, q, part):
     "Id → the words and gold of a corpus' split on one question of a pool"
     s = source_question(corpus, q.name)
     columns,translate = _columns(q, part),_translators[q.kind](s, q)
     theirs = columns if q.kind == 'tokens' else [s.column]
     asked = d[s.asked][:] if s.asked else itertools.repeat(1)
-    words = d['words'][:]
-    if part.pretokenizer and 'text' in d.column_names:
-        words = [pretokenizers[part.pretokenizer](x).words for x in d['text'][:]]
-    rows = zip(d['id'][:], words, asked, *(d[c][:] for c in theirs))
+    rows = zip(d['id'][:], _words(d, part), asked, *(d[c][:] for c in theirs))
     return {i: dict(words=w, **dict(zip(columns, map(translate, gold)))) for i,w,yes,*gold in rows
             if w and yes and not (q.kind == 'multiclass' and gold[0] < 0)}
 
@@ -148,14 +166,16 @@ def _read_pool(name):
     parts = declared_pools[name]
     questions = [_pooled_question(q, part) for q,part in parts.items()]
     posts = {}
-    for origin in dict.fromkeys(c for part in parts.values() for c in part.corpora):
+    for origin in dict.fromkeys(c for part in parts.values() for c in part.origins):
         ds = load_corpus(origin)
         for split in ('train','validation','test'):
             said = collections.defaultdict(dict)
             for q in questions:
-                if origin not in parts[q.name].corpora or split not in ds: continue
-                check_answers(corpora[origin], ds, source_question(origin, q.name).name, name)
-                for i,gold in _posts(origin, ds[split], q, parts[q.name]).items(): said[i][q.name] = gold
+                if origin not in parts[q.name].origins or split not in ds: continue
+                own = origin in parts[q.name].corpora
+                check_answers(corpora[origin], ds, source_question(origin, q.name if own else 'toxic').name, name)
+                answered = (_posts if own else _normal_posts)(origin, ds[split], q, parts[q.name])
+                for i,gold in answered.items(): said[i][q.name] = gold
             posts[split,origin] = [_row(i, origin, answers, questions, parts) for i,answers in said.items()]
     kept,dropped = without_duplicates(posts)
     rows = {s: [p for (split,_),ps in kept.items() if split == s for p in ps] for s in ('train','validation','test')}
@@ -186,14 +206,15 @@ def make_pool(
     corpora_of:list[str],     # that answer it
     outputs:list[str]=(),     # default: those of the first corpus
     pretokenizer:str='',      # makes the words of raw posts alike; empty: as each corpus has them
+    normal:list[str]=(),      # corpora whose normal posts have none of the outputs
 ) -> Corpus:
     """Register a pool, or a further question of one, as a corpus. Raises `HatenbError` for corpora that do not fit
     together, and for another declaration of the same name"""
-    part = PoolPart(tuple(corpora_of), tuple(outputs), pretokenizer)
+    part = PoolPart(tuple(corpora_of), tuple(outputs), pretokenizer, tuple(normal))
     known = declared_pools.get(name, {})
     if known.get(question, part) != part or name in corpora and name not in declared_pools:
         raise HatenbError(f'{name}/{question} is something else already', 'pools', 'Give the pool another name.')
-    if bad := [c for c in part.corpora if not corpora[c].trains]:
+    if bad := [c for c in part.origins if not corpora[c].trains]:
         raise HatenbError(f'the corpus {bad[0]} is there to test with', f'pool {name}', 'Leave it out.')
     if pretokenizer and source_question(part.corpora[0], question).kind == 'tokens':
         what = 'marks belong to the words that annotators saw'
@@ -207,7 +228,7 @@ def make_pool(
 def _register(name):
     parts = declared_pools[name]
     questions = [_pooled_question(q, part) for q,part in parts.items()]
-    origins = tuple(dict.fromkeys(c for part in parts.values() for c in part.corpora))
+    origins = tuple(dict.fromkeys(c for part in parts.values() for c in part.origins))
     pretokenizer = next((p.pretokenizer for p in parts.values() if p.pretokenizer), 'plain')
     corpora.pop(name, None)
     return add_corpus(Corpus(name, 'Pool of ' + ', '.join(corpora[c].title for c in origins), '', (),
@@ -217,16 +238,16 @@ def _register(name):
 
 # %% ../../nbs/corpora/29_pools.ipynb #91a060fb
 def pool_declaration(name:str) -> dict[str,dict]:
-    "What a pool is made of, as JSON: question → corpora, outputs, pretokenizer"
+    "What a pool is made of, as JSON: question → corpora, outputs, pretokenizer, normal"
     def _json(part): return {k: list(v) if isinstance(v, tuple) else v for k,v in asdict(part).items() if v}
     return {q: _json(part) for q,part in declared_pools[name].items()}
 
 def _check_declaration(part, place):
     "Raise for what cannot be a question of a pool"
     def _names(x): return isinstance(x, (list,tuple)) and all(isinstance(n, str) for n in x)
-    if unknown := set(part)-{'corpora','outputs','pretokenizer'}:
-        raise HatenbError(f'a pool has no {min(unknown)!r}', place, 'Give corpora, outputs, pretokenizer.')
-    if not part.get('corpora') or not _names(part['corpora']) or not _names(part.get('outputs', ())):
+    if unknown := set(part)-{'corpora','outputs','pretokenizer','normal'}:
+        raise HatenbError(f'a pool has no {min(unknown)!r}', place, 'Give corpora, outputs, pretokenizer, normal.')
+    if not part.get('corpora') or not all(_names(part.get(k, ())) for k in ('corpora','outputs','normal')):
         raise HatenbError('the corpora or the outputs are no list of names', place,
                           'For example: corpora = ["dynahate", "hatemoji"].')
 
@@ -235,4 +256,5 @@ def declare_pool(name:str, declaration:dict[str,dict]):
     cannot be one"""
     for question,part in declaration.items():
         _check_declaration(part, f'pool {name}, {question}')
-        make_pool(name, question, part['corpora'], part.get('outputs', ()), part.get('pretokenizer', ''))
+        make_pool(name, question, part['corpora'], part.get('outputs', ()), part.get('pretokenizer', ''),
+                  part.get('normal', ()))

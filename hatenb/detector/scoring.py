@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 # %% ../../nbs/detector/07_scoring.ipynb #82c581eb
-from ..core import HatenbError, Registry, atomic_write, digest, progress, read_json, write_json
+from ..core import HatenbError, Registry, atomic_write, digest, progress, read_json, read_json_line, write_json
 
 # %% ../../nbs/detector/07_scoring.ipynb #490b8ee4
 from .opening import kept_open
@@ -395,13 +395,9 @@ def _object(line):
     except (ValueError, RecursionError): return None
 
 def _json_row(line, text):
-    try: row = json.loads(line)
-    except (ValueError, RecursionError) as e: return None, f'this is not JSON ({e})'
-    if isinstance(row, str): row = {text: row}
-    post = row.get(text) if isinstance(row, dict) else None
-    if not isinstance(post, str): return None, f'there is no {text!r} that is a string'
-    if '\\u' in line and not _is_post(json.dumps(row, ensure_ascii=False)): return None, 'it holds half a character'
-    return row, ''
+    row,why = read_json_line(line, text)
+    whole = not row or '\\u' not in line or _is_post(json.dumps(row, ensure_ascii=False))
+    return (row, why) if whole else (None, 'it holds half a character')
 
 # %% ../../nbs/detector/07_scoring.ipynb #e3772c43
 def _is_text(t):
