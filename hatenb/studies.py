@@ -141,8 +141,8 @@ def _configs(base, r, place):
     if not 0 < r.get('draws', 1) <= _most_runs:
         raise HatenbError(f'draws = {r["draws"]}', place, f'Take 1 to {_most_runs}.')
     try: found = list(itertools.islice(_expand_run(base, r), _most_runs+1))
-    except HatenbError: raise
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as e:
+    except HatenbError as e: raise e.within(place) from None
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as e:
         raise HatenbError(f'no runs can be made of this: {e!r}', place,
                           'Look at its lists, ranges and sources.') from None
     if len(found) > _most_runs: raise HatenbError('these are too many runs', place, f'Take {_most_runs} at most.')
@@ -179,7 +179,7 @@ def load(cls:Study, path:str|Path) -> Study:
     path = Path(path)
     try: d = tomllib.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise HatenbError('there is no such study', path, 'Studies lie in studies/.') from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as e:
         raise HatenbError(f'the study cannot be read: {e}', path, 'Mend the file.') from None
     return dataclasses.replace(cls.from_dict(d, path), file=file_sha256(path))
 
