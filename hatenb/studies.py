@@ -514,7 +514,7 @@ The corpora have licences of their own, and their publishers have the posts.
 '''
 
 # %% ../nbs/10c_studies.ipynb #9711601e
-def _configs(results, predicted):
+def _card_configs(results, predicted):
     "What the hub reads, as YAML"
     def _split(f): return f'  - split: {f.stem}\n    path: {f.relative_to(results).as_posix()}'
     runs = [(run.name, sorted((run/'predictions').glob('*.parquet'))) for run in predicted]
@@ -535,7 +535,7 @@ def results_card(results:str|Path) -> str:
     asked = dict.fromkeys(k for c in known for k in c.tasks)
     names = dict.fromkeys(k.partition('/')[0] for k in asked)
     whose = [f'| {corpora[n].title} | {corpora[n].licence} | {corpora[n].paper or "–"} |' for n in names]
-    return _card.format(configs=_configs(results, predicted), records=len(runs), predicted=len(predicted),
+    return _card.format(configs=_card_configs(results, predicted), records=len(runs), predicted=len(predicted),
                         columns='\n'.join(_column_rows(map(question_of, asked))), corpora='\n'.join(whose))
 
 # %% ../nbs/10c_studies.ipynb #02c75e5c
