@@ -3,6 +3,7 @@ import ast, json, os, re, shutil, subprocess, sys, tomllib
 from pathlib import Path
 
 import nbformat, pytest, yaml
+from filelock import FileLock
 from nbdev.config import nbpath2html
 
 import reader
@@ -312,10 +313,8 @@ def test_imports_stand_in_cells_of_their_own():
     assert not mixed, mixed
 
 
-@pytest.fixture(scope='session')
-def processed(tmp_path_factory):
+def process(copy):
     "The notebooks as nbdev hands them to Quarto, made in a copy; the `quarto` on its path is a stand-in that only has to be there"
-    copy = tmp_path_factory.mktemp('site')/'hatenb'
     copy.mkdir()
     for f in ('nbs', 'hatenb'):
         shutil.copytree(root/f, copy/f, symlinks=True, ignore=shutil.ignore_patterns('.ipynb_checkpoints', '__pycache__'))
@@ -327,7 +326,19 @@ def processed(tmp_path_factory):
     code = 'from nbdev.quarto import nbdev_proc_nbs; nbdev_proc_nbs()'
     said = subprocess.run([sys.executable, '-c', code, '--n-workers', '0'], cwd=copy, env=env, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr[-3000:]
-    return copy
+
+
+@pytest.fixture(scope='session')
+def processed(tmp_path_factory):
+    "What `process` makes, once for all workers of a test run: it takes a minute"
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'site'
+    with FileLock(f'{folder}.lock'):
+        if not (folder/'done').exists():
+            folder.mkdir(exist_ok=True)
+            process(folder/'hatenb')
+            (folder/'done').touch()
+    return folder/'hatenb'
 
 
 def test_notebooks_are_valid_for_quarto(processed):
