@@ -31,6 +31,7 @@ test: dev
 # what CI checks beside the tests: modules are exported, notebooks clean, lines short, imports go down the floors
 check: dev
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev-export
+	@touch $(VENV)/.dev $(VENV)/.installed    # nbdev-export writes pyproject.toml again, as it was
 	$(BIN)/nbdev-clean
 	$(BIN)/python .ci/readme.py --check
 	@git diff --exit-code --stat -- hatenb nbs || (echo 'nbdev-export or nbdev-clean changed these files: run `make check` and commit them' && exit 1)

@@ -26,6 +26,10 @@ class HatenbError(ValueError):
         self.what,self.place,self.remedy = what,str(place),remedy
         super().__init__(what + (f' (in {place})' if self.place else '') + (f'. {remedy}' if remedy else ''))
 
+    def within(self, place:Any) -> 'HatenbError':
+        "The same error, as whoever knows the file tells it"
+        return HatenbError(self.what, f'{place}, {self.place}' if self.place else place, self.remedy)
+
 # %% ../nbs/00_core.ipynb #4947734a
 def _origin(thing):
     "Where a class or function was defined (or the function that an object holds): module and name"

@@ -171,7 +171,7 @@ def _from_dict(cls, d, place):
         raise HatenbError(f'unknown key {unknown[0]!r}', place, f'Known: {", ".join(known)}.')
     for k,v in d.items(): check_type(v, known[k], f'{place}, {k}')
     try: return cls(**d)
-    except HatenbError: raise
+    except HatenbError as e: raise e.within(place) from None
     except (TypeError, ValueError) as e: raise HatenbError(str(e), place, f'Known keys: {", ".join(known)}.') from None
 
 # %% ../nbs/10_runs.ipynb #e6035d97

@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/studies.html.md"""
 # %% auto #0
 __all__ = ['engines', 'expand', 'random_draws', 'Study', 'Comparison', 'validation_score', 'chosen_run', 'core_shares',
            'registering_modules', 'run_study', 'demo_study', 'results_folder', 'PublishedStudy', 'study_path',
-           'read_study', 'study_records', 'publish']
+           'read_study', 'study_records', 'results_card', 'publish']
 
 # %% ../nbs/10c_studies.ipynb #bc373b34
 import dataclasses, importlib, itertools, multiprocessing, multiprocessing.connection, os, signal, sys, threading
@@ -23,13 +23,15 @@ from scipy.stats.qmc import LatinHypercube
 from fastcore.basics import patch
 
 # %% ../nbs/10c_studies.ipynb #8fe21551
-from .core import (HatenbError, Registry, _origin, begin_ray, derive_seed, file_sha256, progress, read_json,
-                         resolve_device, resolve_dtype, settings, write_json)
+from .core import (HatenbError, Registry, _origin, atomic_write, begin_ray, derive_seed, file_sha256,
+                         progress, read_json, resolve_device, resolve_dtype, settings, write_json)
 from .composing import strategies
+from .corpora import corpora
 from .evaluation import main_metrics, save_predictions, watched_metrics, without_gold
+from .kinds import kind_of
 from .making import finished, make_run
 from .runs import Run, RunConfig, RunFolder, check_type, read_record, run_folder
-from .tasks import task_keys
+from .tasks import question_of, task_keys
 
 # %% ../nbs/10c_studies.ipynb #722f6d23
 # these are lists already; a list of them stands for several runs
@@ -139,8 +141,8 @@ def _configs(base, r, place):
     if not 0 < r.get('draws', 1) <= _most_runs:
         raise HatenbError(f'draws = {r["draws"]}', place, f'Take 1 to {_most_runs}.')
     try: found = list(itertools.islice(_expand_run(base, r), _most_runs+1))
-    except HatenbError: raise
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as e:
+    except HatenbError as e: raise e.within(place) from None
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as e:
         raise HatenbError(f'no runs can be made of this: {e!r}', place,
                           'Look at its lists, ranges and sources.') from None
     if len(found) > _most_runs: raise HatenbError('these are too many runs', place, f'Take {_most_runs} at most.')
@@ -177,7 +179,7 @@ def load(cls:Study, path:str|Path) -> Study:
     path = Path(path)
     try: d = tomllib.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise HatenbError('there is no such study', path, 'Studies lie in studies/.') from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as e:
         raise HatenbError(f'the study cannot be read: {e}', path, 'Mend the file.') from None
     return dataclasses.replace(cls.from_dict(d, path), file=file_sha256(path))
 
@@ -518,6 +520,83 @@ def _publish_study(study, names, results):
                           titles=study.titles, comparisons=compared)
     write_json(study_path(study.name, results), kept)
 
+# %% ../nbs/10c_studies.ipynb #fb6f6010
+_card = '''---
+license: mit
+language: en
+pretty_name: Predictions and records of hatenb
+tags: [hate-speech, predictions, adapters, model-merging]
+configs:
+{configs}
+---
+
+# Predictions and records of hatenb
+
+> What trained runs said of posts, and how each run was made and measured. The posts are not here.
+
+~~~python
+from datasets import load_dataset
+load_dataset('this folder, or its name on the hub', 'gold')     # or a run, by its name
+~~~
+
+| files | what they hold |
+|---|---|
+| `runs/RUN/record.json` | {records} runs: configuration, metrics with 95 % intervals, seed, cost, provenance |
+| `runs/RUN/predictions/SPLIT.parquet` | {predicted} of them: a row a post, with what the run said of it |
+| `gold/CORPUS.parquet` | what annotators said of these posts, under the licence of the corpus |
+| `studies/STUDY.json` | plan, runs and comparisons |
+
+## Columns of predictions
+
+`corpus` and `id`, as the corpus gave it, say which post. The others are there where a run was asked:
+
+| column | kind of answer | in this order |
+|---|---|---|
+{columns}
+
+A multiclass or multilabel answer is a number for each output; of tokens there is one for each sub-token, and `…_token_word` says
+which word that is a part of.
+
+## Whose posts
+
+| corpus | licence | paper |
+|---|---|---|
+{corpora}
+
+The corpora have licences of their own, and their publishers have the posts.
+
+## Use and limits
+
+- They are there to compare methods, and to check or add a metric, an interval or a test without a model.
+- Test posts were read after the choice was made on validation posts. Who chooses by these test predictions cannot measure on them.
+- They are guesses, and say nothing of whoever wrote a post.
+'''
+
+# %% ../nbs/10c_studies.ipynb #9711601e
+def _card_configs(results, predicted):
+    "What the hub reads, as YAML"
+    def _split(f): return f'  - split: {f.stem}\n    path: {f.relative_to(results).as_posix()}'
+    runs = [(run.name, sorted((run/'predictions').glob('*.parquet'))) for run in predicted]
+    lines = ['\n'.join([f'- config_name: {name}', '  data_files:', *map(_split, files)]) for name,files in runs]
+    gold = '- config_name: gold\n  data_files: gold/*.parquet'
+    return '\n'.join([gold]*(results/'gold').is_dir() + lines)
+
+def _column_rows(questions):
+    cells = dict.fromkeys((kind_of(q).columns(q)[0], q.kind, ', '.join(q.outputs)) for q in questions)
+    return [f'| `{column}` | {kind} | {outputs} |' for column,kind,outputs in cells]
+
+def results_card(results:str|Path) -> str:
+    "The README of a folder of published results, in the hub's format for data sets"
+    results = Path(results)
+    runs = sorted(f.parent for f in results.glob('runs/*/record.json'))
+    predicted = [r for r in runs if any((r/'predictions').glob('*.parquet'))]
+    known = [RunConfig.from_dict(read_record(RunFolder(r).record_file)['config']) for r in predicted]
+    asked = dict.fromkeys(k for c in known for k in c.tasks)
+    names = dict.fromkeys(k.partition('/')[0] for k in asked)
+    whose = [f'| {corpora[n].title} | {corpora[n].licence} | {corpora[n].paper or "–"} |' for n in names]
+    return _card.format(configs=_card_configs(results, predicted), records=len(runs), predicted=len(predicted),
+                        columns='\n'.join(_column_rows(map(question_of, asked))), corpora='\n'.join(whose))
+
 # %% ../nbs/10c_studies.ipynb #02c75e5c
 def publish(
     records:list[dict],   # as `run_study` returns them
@@ -530,4 +609,5 @@ def publish(
     if study:
         more = [n for s in study.studies for n in read_study(s, results)['runs']]
         _publish_study(study, list(dict.fromkeys([*(r['name'] for r in records), *more])), results)
+    with atomic_write(Path(results)/'README.md') as tmp: tmp.write_text(results_card(results), encoding='utf-8')
     return out

@@ -1,5 +1,5 @@
 "Fixtures that several tests share"
-import json, os, shutil, sys
+import json, os, shutil, signal, sys
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')   # before torch: workers share the cores, and tests copy this process by fork
@@ -10,6 +10,8 @@ from hatenb.core import encoder_path, settings
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('HATENB_QUIET', '1')
+# a shell that runs this in the background has its children ignore ctrl-C; those of the tests are to hear it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def missing(what, how):

@@ -64,7 +64,7 @@ def page(path, styles):
     first, *cells = nb.cells
     front = yaml.safe_load(first.source.strip().strip('-')) or {}
     title = html.escape(str(front.get('title', '')))
-    body = [f'<h1 class="title">{title}</h1><div class="description">{html.escape(str(front.get("description", "")))}</div>']
+    body = [f'<h1 class="title">{title}</h1><div class="description">{markdown(str(front.get("description", "")))}</div>']
     for c in cells:
         if c.cell_type == 'markdown': body.append(markdown(c.source))
         if c.cell_type == 'code':

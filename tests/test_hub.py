@@ -1,8 +1,9 @@
 "An encoder by its name on a hub: fetched from a server that answers as the hub does, then found in the cache without one"
 import hashlib, json, os, subprocess, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
-import pytest
+import pytest, yaml
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -78,3 +79,16 @@ def test_fetched_once_then_found_without_the_hub(hub, tmp_path):
 def test_a_name_that_the_hub_does_not_have(hub, tmp_path):
     said = load(tmp_path, hub[0], 'somebody/else')
     assert said.startswith('refused:') and 'somebody/else' in said and 'HATENB_ENCODER' in said
+
+
+def test_the_folder_of_results_is_a_data_set(tmp_path):
+    "Its card names files that are there, and the hub's library reads them by the run's name"
+    from datasets import get_dataset_config_names, load_dataset
+    results = Path(__file__).resolve().parent.parent/'results'
+    names = get_dataset_config_names(str(results))
+    assert names[0] == 'gold' and len(names) > 1
+    run = load_dataset(str(results), names[1], cache_dir=tmp_path)
+    assert set(run) == {'validation', 'test'} and {'corpus', 'id'} <= set(run['test'].column_names) and 'text' not in run['test'].column_names
+    front = yaml.safe_load((results/'README.md').read_text(encoding='utf-8').split('---\n')[1])
+    files = [s['path'] for c in front['configs'][1:] for s in c['data_files']]
+    assert not [f for f in files if not (results/f).is_file()]

@@ -11,6 +11,7 @@ from hatenb.core import HatenbError
 from hatenb.training import TrainConfig, Trainer, make_accelerator, optimizers
 from parts import flat, scalars, small
 
+pytestmark = pytest.mark.usefixtures('stand_in')
 here = Path(__file__).parent
 TWO = 'mini/label', 'mini/rationale'
 

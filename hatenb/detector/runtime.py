@@ -23,8 +23,8 @@ import numpy as np
 
 # %% ../../nbs/detector/01_runtime.ipynb #dd6675ca
 from ..core import HatenbError, Registry, file_sha256, patch, settings
-from ..pretokenize import (Words, lexicon_counts, masked, pretokenizers, read_lexicon, says_nothing, sub_tokens,
-                                windows)
+from ..pretokenize import (Words, check_tokenizer, lexicon_counts, masked, pretokenizers, read_lexicon, says_nothing,
+                                sub_tokens, windows)
 from ..undisguise import undisguised_words
 
 # %% ../../nbs/detector/01_runtime.ipynb #60406604
@@ -86,12 +86,9 @@ def _with_marks(text, words, most=4000):
 # %% ../../nbs/detector/01_runtime.ipynb #28743982
 def _probabilities(d):
     "Title, probabilities and decisions of each question with classes or communities"
-    for k,values in d.items():
-        if not (k.endswith('_prob') and isinstance(values, dict)): continue
-        name = k.removesuffix('_prob')
-        title = name if name in d else f'{name}s'
-        given = d.get(title)
-        yield title, values, given if isinstance(given, list) else [given]
+    for title,k in itertools.pairwise(d):          # an answer stands right before its probabilities
+        if k.endswith('_prob') and isinstance(d[k], dict):
+            yield title, d[k], d[title] if isinstance(d[title], list) else [d[title]]
 
 def _are_words(k, v): return k != 'sentences' and isinstance(v, list) and any(isinstance(w, dict) for w in v)
 
@@ -842,6 +839,7 @@ def _tokenizer(file):
     except BaseException as e:            # a panic in Rust is no `Exception`
         if isinstance(e, (KeyboardInterrupt,SystemExit)): raise
         raise HatenbError(f'the tokenizer cannot be read: {str(e)[:100]}', file, _again) from None
+    check_tokenizer(t, file)
     t.no_truncation()
     t.no_padding()
     return t

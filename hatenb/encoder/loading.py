@@ -13,6 +13,7 @@ from pathlib import Path
 
 # %% ../../nbs/encoder/01_loading.ipynb #880e2f5d
 from ..core import HatenbError, encoder_path, suppress_log
+from ..pretokenize import check_tokenizer
 
 # %% ../../nbs/encoder/01_loading.ipynb #ee87f70a
 import torch, bitsandbytes as bnb
@@ -267,6 +268,7 @@ def load_encoder(
     if not tokenizer.is_fast:
         raise HatenbError('the encoder has no fast tokenizer', f'encoder = {name}',
                           'Choose one that has a tokenizer.json.')
+    check_tokenizer(tokenizer.backend_tokenizer, f'encoder = {name}')
     if getattr(model, 'pooler', None) is not None: model.pooler = None
     if dtype == torch.bfloat16: _cast_inputs(model)
     encoder = Encoder(model, tokenizer, name, quantization, dtype)

@@ -266,7 +266,8 @@ def load(self:Encoder,
         raise HatenbError(f"the adapter was made for a {known['model_type']} of width {known['width']}", folder,
                           f'This is a {mine[0]} of width {mine[1]}: load the other encoder.')
     with torch.random.fork_rng(devices=[]):          # the generator is left as it was
-        self.add(name, known['method'], **known['options'])
+        try: self.add(name, known['method'], **known['options'])
+        except HatenbError as e: raise e.within(folder) from None
     self._fill(name, self._renamed(name, saved, old), folder)
     return name
 
