@@ -18,7 +18,7 @@ from sharing import TASKS, built, seconds
 
 def trainer(posts, counted, rule='equal', regulariser=None):
     "One that is ready to make its steps"
-    model = built('lora', counted)
+    model = built('shared', counted)
     plain = Trainer(model, {'hatexplain': posts}, TrainConfig(epochs=1, batch_size=32))
     if rule == 'equal' and not regulariser: return plain
     return Trainer(model, {'hatexplain': posts}, plain.config, balancer=balancers[rule](plain.names), regularisers=make_regularisers({regulariser: {}} if regulariser else {}))

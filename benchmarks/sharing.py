@@ -9,21 +9,21 @@ from common import keep
 from hatenb.batches import Posts, encoded_corpus
 from hatenb.composing import adapter_name, make_strategy, strategy_model
 from hatenb.core import resolve_dtype, seed_everything
-from hatenb.corpora import frequencies
 from hatenb.encoder import load_encoder
-from hatenb.heads import Task, make_head
+from hatenb.kinds import count_answers, make_head
+from hatenb.tasks import Task
 from hatenb.training import TrainConfig, Trainer, predict
 
 TASKS = [f'hatexplain/{t}' for t in ('label', 'target', 'rationale')]
 
 
-def built(method, counted, tasks=TASKS, quantization='none', **options):
-    "A model with a way of strategy; a fusion gets fresh sources"
+def built(strategy, counted, tasks=TASKS, adapter='lora', quantization='none', **options):
+    "A model of a strategy; a fusion gets fresh sources"
     seed_everything(0, 'benchmark')
     encoder = load_encoder('minilm', quantization, resolve_dtype('auto'))
-    strategy, sources = make_strategy(method, tasks, options), {}
-    if method == 'fuse':
-        for t in tasks: encoder.add(adapter_name(t), 'lora'); sources[adapter_name(t)] = [t]
+    sources = {adapter_name(t): [t] for t in tasks} if strategy == 'fuse' else {}
+    for name in sources: encoder.add(name, adapter)
+    strategy = make_strategy(strategy, tasks, adapter, options=options)
     strategy.build(encoder, sources)
     return strategy_model(strategy, encoder, [make_head(Task.parse(t), encoder.width, counted) for t in tasks])
 
@@ -53,11 +53,11 @@ if __name__ == '__main__':
     a = a.parse_args()
     tokenizer = load_encoder('minilm').tokenizer
     train = encoded_corpus('hatexplain', tokenizer)['train']
-    posts, counted = Posts(train.shuffle(seed=0).select(range(a.posts)), 'hatexplain', tokenizer.pad_token_id), frequencies(train)
-    models = {'lora': [built('lora', counted)], 'apart': [built('lora', counted, [t]) for t in TASKS], 'parallel': [built('parallel', counted)],
+    posts, counted = Posts(train.shuffle(seed=0).select(range(a.posts)), 'hatexplain', tokenizer.pad_token_id), count_answers(train, 'hatexplain')
+    models = {'lora': [built('shared', counted)], 'apart': [built('shared', counted, [t]) for t in TASKS], 'parallel': [built('parallel', counted)],
               'branch at layer 3 of 6': [built('branch', counted)], 'mtl_lora': [built('mtl_lora', counted)], 'fuse, static': [built('fuse', counted)],
-              'fuse, dynamic': [built('fuse', counted, variant='dynamic')], 'seq_bn': [built('seq_bn', counted)],
-              **{f'lora, {q}': [built('lora', counted, quantization=q)] for q in ('nf4', 'nf4-double', 'int8')}}
+              'fuse, dynamic': [built('fuse', counted, variant='dynamic')], 'seq_bn': [built('shared', counted, adapter='seq_bn')],
+              **{f'lora, {q}': [built('shared', counted, quantization=q)] for q in ('nf4', 'nf4-double', 'int8')}}
     rounds = {k: [] for k in models}
     for i in range(a.rounds+1):                       # the first round warms up
         for k, m in models.items():
@@ -65,5 +65,5 @@ if __name__ == '__main__':
             if i: rounds[k].append(times)
     base = rounds['lora']
     ratios = {k: {w: round(statistics.median(t[w]/b[w] for t, b in zip(ts, base)), 2) for w in ts[0]} for k, ts in rounds.items()}
-    keep('strategy', dict(posts=a.posts, rounds=a.rounds, tasks=TASKS, dtype=str(resolve_dtype('auto')), time_over_lora=ratios,
+    keep('sharing', dict(posts=a.posts, rounds=a.rounds, tasks=TASKS, dtype=str(resolve_dtype('auto')), time_over_lora=ratios,
                          lora_posts_per_second={w: round((a.posts if w != 'one_post' else 16)/statistics.median(t[w] for t in base), 1) for w in base[0]}))

@@ -554,8 +554,8 @@ load_dataset('this folder, or its name on the hub', 'gold')     # or a run, by i
 |---|---|---|
 {columns}
 
-A multiclass or multilabel answer is a number for each output; of tokens there is one for each sub-token, and `…_token_word` says
-which word that is a part of.
+A multiclass or multilabel answer is a number for each output; of tokens there is one for each sub-token, and
+`…_token_word` says which word that is a part of.
 
 ## Whose posts
 
@@ -568,7 +568,8 @@ The corpora have licences of their own, and their publishers have the posts.
 ## Use and limits
 
 - They are there to compare methods, and to check or add a metric, an interval or a test without a model.
-- Test posts were read after the choice was made on validation posts. Who chooses by these test predictions cannot measure on them.
+- Test posts were read after the choice was made on validation posts. Who chooses by these test predictions
+  cannot measure on them.
 - They are guesses, and say nothing of whoever wrote a post.
 '''
 

@@ -23,8 +23,8 @@ import numpy as np
 
 # %% ../../nbs/detector/01_runtime.ipynb #dd6675ca
 from ..core import HatenbError, Registry, file_sha256, patch, settings
-from ..pretokenize import (Words, check_tokenizer, lexicon_counts, masked, pretokenizers, read_lexicon, says_nothing,
-                                sub_tokens, windows)
+from ..pretokenize import (Words, check_tokenizer, lexicon_counts, masked, pretokenizers, read_lexicon,
+                                says_nothing, sub_tokens, windows)
 from ..undisguise import undisguised_words
 
 # %% ../../nbs/detector/01_runtime.ipynb #60406604
