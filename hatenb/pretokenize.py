@@ -78,10 +78,9 @@ def says_nothing(text:str) -> bool:
 def _encoded(posts, tokenizer):
     "For each post: ids of its sub-tokens, the word index of each (−1 for a special token)"
     try: encodings = tokenizer.encode_batch(posts, is_pretokenized=True)
-    except BaseException as e:
-        if isinstance(e, (Exception,KeyboardInterrupt,SystemExit)): raise
-        raise HatenbError(f'the tokenizer is broken: {str(e)[:100]}', 'sub_tokens',  # a panic in Rust is no `Exception`
-                          'Fetch it again.') from None
+    except BaseException as e:      # `tokenizers` raises bare exceptions, and a panic in Rust is not even that
+        if type(e) is not Exception and isinstance(e, (Exception,KeyboardInterrupt,SystemExit)): raise
+        raise HatenbError(f'the tokenizer is broken: {str(e)[:100]}', 'sub_tokens', 'Fetch it again.') from None
     return [e.ids for e in encodings], [[-1 if w is None else w for w in e.word_ids] for e in encodings]
 
 def _without_vanishing(posts, tokenizer, unknown):
@@ -114,7 +113,7 @@ def check_tokenizer(
     place,      # its file or encoder
 ):
     "Raise `HatenbError` if it was read but makes no sub-tokens"
-    try: _encoded([['a']], tokenizer)
+    try: _encoded([['a'], ['\U0010fffd']], tokenizer)      # the second is no word of anybody's
     except HatenbError as e: raise HatenbError(e.what, place, e.remedy) from None
 
 # %% ../nbs/01_pretokenize.ipynb #8c1c9402

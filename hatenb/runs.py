@@ -301,9 +301,9 @@ def flat_settings(
 
 # %% ../nbs/10_runs.ipynb #52620d85
 def _usual(task):
-    "Whether a task's name alone means it"
-    try: return Task.parse(task.name).corpus == task.corpus
-    except HatenbError: return False     # several corpora ask it
+    "Whether a task's name alone means it, whatever pools there are: a run's name must not depend on those"
+    asked = [c for c in known_corpora.values() if not c.parts and any(q.name == task.name for q in c.questions)]
+    return task.corpus in [c.name for c in asked if c.usual or len(asked) == 1]
 
 def tasks_words(tasks) -> str: # e.g. label+target, or target-4-parts
     "A run's tasks in a name"

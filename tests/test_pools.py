@@ -11,11 +11,13 @@ from hatenb import corpora as C
 from hatenb.core import HatenbError, read_json
 from hatenb.corpora import Corpus, Question, RemoteFile, load_corpus, text_question
 from hatenb.corpora.communities import COMMUNITIES, communities_in, community_names, community_of, community_row
-from hatenb.corpora.pools import declared_pools, normalised, without_duplicates
+from hatenb.corpora.pools import declared_pools, make_pool, normalised, without_duplicates
 from hatenb.corpora.spans import spans_of_characters, spans_of_words, words_in_spans
 from hatenb.corpora.statistics import class_agreement, mark_agreement, overlap
 from hatenb.corpora.tables import dataset_of, post_features, toxic_question
+from hatenb.making import make_run
 from hatenb.pretokenize import pretokenizers
+from hatenb.runs import RunConfig
 
 hypothesis_settings.register_profile('untimed', deadline=None)
 hypothesis_settings.load_profile('untimed')
@@ -221,3 +223,16 @@ def test_hatexplain_in_numbers(corpora_folder):
     record = read_json(results_folder/'statistics.json')['hatexplain']
     assert record == json.loads(json.dumps(C.corpus_statistics('hatexplain')))
     assert record['questions']['label']['agreement']['annotators'] == 3
+
+
+def test_each_origin_is_measured_by_the_questions_it_answers(corpora_folder, tmp_path):
+    pools = dict(apart=dict(toxic=dict(corpora=['hatemoji']), target=dict(corpora=['mini'])))
+    record = make_run(RunConfig(('apart/toxic', 'apart/target'), baseline='majority', pools=pools), tmp_path)
+    assert {o: list(found) for o, found in record['origins']['test'].items()} == dict(hatemoji=['apart/toxic'], mini=['apart/target'])
+
+
+def test_a_pool_changes_no_name_of_another_run():
+    config = RunConfig(('toxic_spans/attribute',))
+    before = config.name
+    make_pool('another', 'attribute', ['toxic_spans'])
+    assert config.name == before and 'another.attribute' in RunConfig(('another/attribute',)).name

@@ -107,6 +107,11 @@ def evaluate(
     def _of(t, found, counts, why): return {**estimates(found, why, len(t), n_boot, seed), **counts}
     return {task: _of(*parts) for task,parts in task_statistics(table).items()}
 
+def _without_idle(t, pool):
+    "The table without answers to questions that none of its posts was asked"
+    idle = [q for q in corpora[pool].questions if q.asked in t and not t[q.asked].any()]
+    return t.drop(columns=[c for q in idle for c in kind_of(q).columns(q)], errors='ignore')
+
 def evaluate_origins(
     table:pd.DataFrame, # as for `evaluate`
     n_boot:int=1000,
@@ -114,8 +119,10 @@ def evaluate_origins(
 ) -> dict[str,dict]: # corpus that posts of a pool come from → as `evaluate` returns it
     "The metrics of pools, of the posts of each origin apart; raises `HatenbError` for a table with something wrong"
     pooled = table[table['corpus'].map(lambda c: bool(corpora[c].parts))]
-    origins = pooled['id'].str.split('/').str[0]
-    return {o: evaluate(t.reset_index(drop=True), n_boot, seed) for o,t in pooled.groupby(origins, sort=False)}
+    origins,out = pooled['id'].str.split('/').str[0],{}
+    for (o,pool),t in pooled.groupby([origins, 'corpus'], sort=False):
+        out.setdefault(o, {}).update(evaluate(_without_idle(t.reset_index(drop=True), pool), n_boot, seed))
+    return out
 
 # %% ../../nbs/evaluation/02_predictions.ipynb #465367c0
 def _chosen_metrics(results, names):
