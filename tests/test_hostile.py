@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tokenizers import Tokenizer, models, processors
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import hatenb
@@ -15,6 +16,7 @@ from hatenb.corpora import corpora
 from hatenb.detector import Detector, json_line
 from hatenb.evaluation import evaluate, load_predictions
 from hatenb.making import make_run
+from hatenb.pretokenize import check_tokenizer
 from hatenb.reports import metrics_html, results_html, results_text
 from hatenb.runs import Run, RunConfig, read_records, run_folder
 from hatenb.studies import Study
@@ -274,6 +276,15 @@ def test_files_of_a_bundle(good, watch, name):
     change = change_of_file(bundle, name, good/'outside', known)
     restore = lambda: put_back(bundle, known)               # noqa: E731
     hostile(watch, bundle, f'bundle {name}', change, lambda: opened(bundle), restore, n=SOME)
+
+
+def test_a_tokenizer_that_panics_is_refused():
+    "A template whose ends are not in it: Rust panics, and that is no `Exception`"
+    t = Tokenizer(models.WordLevel({'[UNK]': 0, 'a': 1}, unk_token='[UNK]'))
+    t.post_processor = processors.TemplateProcessing('[CLS] $A', special_tokens=[('[CLS]', 0)])
+    d = json.loads(t.to_str())
+    d['post_processor']['special_tokens'] = {}
+    with pytest.raises(HatenbError, match='the tokenizer is broken.*some file'): check_tokenizer(Tokenizer.from_str(json.dumps(d)), 'some file')
 
 
 def test_the_manifest_of_a_bundle(good, watch):
