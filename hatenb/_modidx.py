@@ -3034,5 +3034,4 @@ d = { 'settings': { 'branch': 'main',
                                  'hatenb.watching.TokensMeter.gold': ('watching.html#tokensmeter.gold', 'hatenb/watching.py'),
                                  'hatenb.watching.TokensMeter.update': ('watching.html#tokensmeter.update', 'hatenb/watching.py'),
                                  'hatenb.watching._to': ('watching.html#_to', 'hatenb/watching.py'),
-                                 'hatenb.watching.watch': ('watching.html#watch', 'hatenb/watching.py'),
-                                 'hatenb.watching.words_from_tokens': ('watching.html#words_from_tokens', 'hatenb/watching.py')}}}
+                                 'hatenb.watching.watch': ('watching.html#watch', 'hatenb/watching.py')}}}

@@ -147,9 +147,16 @@ def test_a_letter_a_digit_or_an_emoji_says_something(detector, text): assert 'em
 
 
 def test_a_megabyte(detector):
-    a = detector(('good'+' '*36)*26_000)
+    a = detector(('b'*150+' '*2850)*350)
     assert len(a['text']) > 1_000_000 and a['windows'] > 200
     assert len(a.to_html()) < 20_000 and len(a.summary()) < 500_000
+
+
+def test_an_answer_of_any_name_is_shown():
+    "A question's details may name its answer; what is shown must not guess it from the question's name"
+    d = Detection(text='a post', community=['Women'], target_prob=dict(Women=.9, Jewish=.1))
+    assert 'community' in d.summary() and 'Women 0.90' in d.summary() and 'Jewish' not in d.summary()
+    assert '<h4>Community</h4>' in d.to_html() and '▸ Women' in d.to_html()
 
 
 NO_STRINGS = [([None], 'NoneType', 0), (['a', 3.5], 'float', 1), (None, 'NoneType', 0), (7, 'int', 0),

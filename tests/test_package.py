@@ -1,5 +1,5 @@
 "The package as others get it: its public names, its wheel away from the repository, its metadata"
-import ast, json, os, subprocess, sys, tomllib, zipfile
+import ast, importlib, json, os, subprocess, sys, tomllib, zipfile
 from pathlib import Path
 
 import pytest, yaml
@@ -74,6 +74,18 @@ def test_what_is_exported_is_soon_used():
             elif uses(lines): stretch = 0
             if stretch > 200: far[n] = stretch
     assert not far, far
+
+
+def test_benchmarks_ask_for_names_that_are_there():
+    "They are run by hand, so a name that has moved would go unseen"
+    gone = []
+    for p in sorted((root/'benchmarks').glob('*.py')):
+        asked = [n for n in ast.walk(ast.parse(p.read_text(encoding='utf-8'))) if isinstance(n, ast.ImportFrom) and n.module.startswith('hatenb')]
+        for n in asked:
+            try: module = importlib.import_module(n.module)
+            except ModuleNotFoundError: gone.append(f'{p.name}: {n.module}')
+            else: gone += [f'{p.name}: {n.module}.{a.name}' for a in n.names if not hasattr(module, a.name)]
+    assert not gone, gone
 
 
 # the wheel

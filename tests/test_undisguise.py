@@ -47,8 +47,8 @@ def test_other_scripts_and_emoji_of_several_people_stay():
 
 @pytest.mark.parametrize('part', ['a', 'a ', '1a', 'aa', '\u200b', 'а', 'a.', '@', '!a', 'ab', '🐷', 'i1l'])
 def test_a_long_text_does_not_keep_it_busy(part):
-    "Linear, this takes half a second at most; where time grew with the square, minutes"
-    with within(60): undisguised(part*40_000)
+    "Linear, this takes some seconds; one pattern whose time grows with the square, such as `[a-z]+[0-9]`, takes minutes"
+    with within(40): undisguised(part*200_000)
 
 
 def test_a_detector_undoes_disguises_where_its_manifest_says_so():

@@ -10,7 +10,7 @@ __all__ = ['declared_pools', 'source_question', 'normalised', 'without_duplicate
 
 # %% ../../nbs/corpora/29_pools.ipynb #8292eccf
 import collections, itertools, re, warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 # %% ../../nbs/corpora/29_pools.ipynb #db0d5aed
 from datasets import DatasetDict, Features, List, Value
@@ -238,15 +238,16 @@ def _register(name):
 
 # %% ../../nbs/corpora/29_pools.ipynb #91a060fb
 def pool_declaration(name:str) -> dict[str,dict]:
-    "What a pool is made of, as JSON: question → corpora, outputs, pretokenizer, normal"
+    "What a pool is made of, as JSON: question → the fields of its `PoolPart`"
     def _json(part): return {k: list(v) if isinstance(v, tuple) else v for k,v in asdict(part).items() if v}
     return {q: _json(part) for q,part in declared_pools[name].items()}
 
 def _check_declaration(part, place):
     "Raise for what cannot be a question of a pool"
     def _names(x): return isinstance(x, (list,tuple)) and all(isinstance(n, str) for n in x)
-    if unknown := set(part)-{'corpora','outputs','pretokenizer','normal'}:
-        raise HatenbError(f'a pool has no {min(unknown)!r}', place, 'Give corpora, outputs, pretokenizer, normal.')
+    known = [f.name for f in fields(PoolPart)]
+    if unknown := set(part)-set(known):
+        raise HatenbError(f'a pool has no {min(unknown)!r}', place, f'Give {", ".join(known)}.')
     if not part.get('corpora') or not all(_names(part.get(k, ())) for k in ('corpora','outputs','normal')):
         raise HatenbError('the corpora or the outputs are no list of names', place,
                           'For example: corpora = ["dynahate", "hatemoji"].')
@@ -256,5 +257,4 @@ def declare_pool(name:str, declaration:dict[str,dict]):
     cannot be one"""
     for question,part in declaration.items():
         _check_declaration(part, f'pool {name}, {question}')
-        make_pool(name, question, part['corpora'], part.get('outputs', ()), part.get('pretokenizer', ''),
-                  part.get('normal', ()))
+        make_pool(name, question, part['corpora'], **{k: v for k,v in part.items() if k != 'corpora'})
