@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from .core import HatenbError, derive_seed, digest, quiet, settings
 from .corpora import corpora, corpus_checksum, gc_paused, load_corpus
 from .kinds import kind_of, tokens_to_words, words_to_tokens  # noqa: F401
-from .pretokenize import lexicon_counts
+from .pretokenize import lexicon_counts, sub_tokens
 
 # %% ../nbs/03_batches.ipynb #dfbd7d34
 import numpy as np, pyarrow as pa, torch
@@ -25,42 +25,25 @@ import datasets
 from datasets import Dataset, DatasetDict
 from transformers import DataCollatorForLanguageModeling
 
-# %% ../nbs/03_batches.ipynb #4857f0a3
-def _tokenize(posts, tokenizer, max_length):
-    "For each post: ids of its sub-tokens, the word index of each (−1 for a special token)"
-    encodings = tokenizer(posts, is_split_into_words=True, truncation=max_length is not None, max_length=max_length,
-                          return_attention_mask=False, return_token_type_ids=False).encodings
-    return [e.ids for e in encodings], [[-1 if w is None else w for w in e.word_ids] for e in encodings]
-
-def _without_vanishing(posts, tokenizer):
-    "The posts, with the unknown token for each word of which the tokenizer makes nothing"
-    words = list({w for p in posts for w in p})
-    gone = {w for w,t in zip(words, _tokenize([[w] for w in words], tokenizer, None)[1]) if max(t, default=-1) < 0}
-    if gone and tokenizer.unk_token is None:
-        raise HatenbError(f'the tokenizer makes nothing of {min(gone)!r} and has no unknown token',
-                          tokenizer.name_or_path, 'Remove this word, or use another encoder.')
-    return [[tokenizer.unk_token if w in gone else w for w in p] for p in posts]
-
 # %% ../nbs/03_batches.ipynb #8c390492
 def align(
     posts:list[list[str]], # the words of each post
     tokenizer,             # a fast tokenizer (WordPiece, BPE, SentencePiece)
     max_length:int=128,    # sub-tokens kept, special tokens included
 ) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    "For each post: ids of its sub-tokens, the word index of each (−1: special token), how many words were cut off"
+    """For each post: ids of its sub-tokens, the word index of each (−1: special token), how many words were cut off.
+    Raises `HatenbError` as `sub_tokens` does, and for a tokenizer that is not fast."""
     if not tokenizer.is_fast:
         raise HatenbError('the tokenizer keeps no word indexes', tokenizer.name_or_path,
                           'Use an encoder with a fast tokenizer.')
-    ids,words = _tokenize(posts, tokenizer, max_length)
-    # posts of which a word vanished or was cut off
-    lacking = [i for i,(p,w) in enumerate(zip(posts, words)) if len({*w}-{-1}) < len(p)]
-    if lacking:
-        again = _tokenize(_without_vanishing([posts[i] for i in lacking], tokenizer), tokenizer, max_length)
-        for i,new_ids,new_words in zip(lacking, *again): ids[i],words[i] = new_ids,new_words
+    fast = tokenizer.backend_tokenizer
+    fast.no_padding()
+    fast.enable_truncation(max_length)
+    ids,words = sub_tokens(posts, fast, tokenizer.unk_token or '')
     return ids, words, [len(p)-1-max(w, default=-1) for p,w in zip(posts, words)]
 
 # %% ../nbs/03_batches.ipynb #d263ee35
-_encoding_version = 1
+_encoding_version = 2
 
 def encode(
     corpus:DatasetDict, # as `load_corpus` returns it
@@ -248,8 +231,9 @@ def epoch_batches(
 
 def _bucketed(rows, lengths, steps, bucket):
     "The rows in as many slices as steps, posts of like lengths together among those of `bucket` steps"
-    chunks = np.array_split(rows, -(-steps//bucket))
-    steps_of = [steps//len(chunks) + (i < steps % len(chunks)) for i in range(len(chunks))]
+    steps_of = [len(s) for s in np.array_split(range(steps), -(-steps//bucket))]
+    done = np.cumsum(steps_of)[:-1]
+    chunks = np.split(rows, done*(len(rows)//steps) + np.minimum(done, len(rows) % steps))
     by_length = [chunk[np.argsort(lengths[chunk], kind='stable')] for chunk in chunks]
     return [s for chunk,n in zip(by_length, steps_of) for s in np.array_split(chunk, n)]
 

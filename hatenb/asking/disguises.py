@@ -21,9 +21,9 @@ from .functional import toxic_posts
 from ..bootstrap import estimates, mean_of, subset_of
 from ..core import HatenbError, Registry, derive_seed, provenance
 from ..corpora import corpora, locate
-from ..pretokenize import pretokenizers
+from ..pretokenize import pretokenizers, sign_name
 from ..reports import marks, palette
-from ..undisguise import emoji_name, undisguised_words
+from ..undisguise import undisguised_words
 
 # %% ../../nbs/asking/03_disguises.ipynb #3900fbb4
 disguises = Registry('disguise')    # name → function (text, generator) → text
@@ -89,7 +89,7 @@ def _emoji_of():
     "Word → emoji of that name"
     found = {}
     for c in map(chr, range(0x2600, 0x1fb00)):
-        if regex.match(r'\p{Emoji}', c) and (name := emoji_name(c)): found.setdefault(name, []).append(c)
+        if regex.match(r'\p{Emoji}', c) and (name := sign_name(c)): found.setdefault(name, []).append(c)
     return found
 
 @disguises.register('emoji for words')
