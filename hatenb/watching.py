@@ -40,7 +40,7 @@ class Meter(nn.Module):
         "The metrics, for a head of n outputs"
         raise NotImplementedError
     def update(self, logits:Tensor, batch:dict):
-        "Take in some posts"
+        "Take in some posts; one of them at least is asked"
         raise NotImplementedError
     def compute(self) -> dict[str,float]:
         "Metric → value over all posts and processes; 0 where there is none"
@@ -61,10 +61,11 @@ class MulticlassMeter(Meter):
         pairs = [(i,j) for i in range(n) for j in range(n) if i != j]
         return dict(macro_f1=MulticlassF1Score(n, average='macro'), **{f'{i} {j}': BinaryAUROC() for i,j in pairs})
 
+    def asked(self, batch): return super().asked(batch) & (batch[self.q.column] >= 0)   # and decided
+
     def update(self, logits, batch):
-        y = batch[self.q.column]
-        use = self.asked(batch) & (y >= 0)
-        p,y = logits.float().softmax(-1)[use],y[use]
+        use = self.asked(batch)
+        p,y = logits.float().softmax(-1)[use],batch[self.q.column][use]
         self.metrics['macro_f1'].update(p, y)
         for pair,m in self.metrics.items():
             if pair == 'macro_f1': continue
@@ -159,5 +160,6 @@ def watch(
         answered = [(k, logits) for k,logits in model(batch).items() if k in made]
         answers += [(k, logits, made[k].gold(batch[c], posts[c], rows)) for k,logits in answered]
     if n > 1: answers = gather_object(_to(answers, 'cpu'))
-    for k,logits,gold in _to(answers, device): made[k].update(logits, gold)
+    for k,logits,gold in _to(answers, device):
+        if made[k].asked(gold).any(): made[k].update(logits, gold)
     return {f'{key}.{m}': v for key,meter in made.items() for m,v in meter.compute().items()}
