@@ -1,4 +1,5 @@
 "What is watched during training is what the record says"
+import numpy as np
 import pytest
 
 from hatenb.evaluation import evaluate, watched_metrics
@@ -17,3 +18,9 @@ def test_meters_say_what_the_record_says(noise, max_length):
     assert (sum(posts['mini'].ds['words_cut']) > 0) == (max_length == 12)
     mine, theirs = watch(model, posts), watched_metrics(evaluate(predict(model, posts), n_boot=0))
     assert mine == pytest.approx(theirs, abs=1e-4) and len(mine) == 5
+
+
+def test_a_batch_in_which_nobody_is_asked_adds_nothing():
+    model, posts = small(('mini/label',), limit=24)
+    posts['mini'].flat['label'] = np.where(np.arange(24) % 3, posts['mini'].flat['label'], -1)
+    assert watch(model, posts, batch_size=1) == pytest.approx(watch(model, posts), abs=1e-6)
