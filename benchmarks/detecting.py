@@ -6,15 +6,15 @@ the rounds. The pipeline is a text-classification pipeline with HateXplain's thr
 detector's questions; its weights and those of detoxify (ALBERT, 6 classes) are random: time does not depend on them.
 With a real run the agreement with its stored test predictions is noted too.
 """
-import argparse, statistics, tempfile, time, warnings
+import argparse, os, statistics, tempfile, time, warnings
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import numpy as np, torch
 from common import keep
 from hatenb.core import encoder_path
 from hatenb.corpora import LABELS, TARGETS, load_corpus
-from hatenb.detector import Detector
+from hatenb.detector import Detector, Runtime
 from hatenb.pretokenize import hatexplain_words
 from hatenb.runs import Run
 from sklearn.metrics import f1_score
@@ -100,7 +100,20 @@ def sizes(bundle):
     return dict(onnx_int8_megabytes=round(onnx, 2), bundle_megabytes=round(sum(size.values())-onnx, 2))
 
 
-def readers(run, detector, quantized):
+def opened(bundle, runner):
+    "A bundle, run by that library on as many threads as torch takes"
+    os.environ['HATENB_RUNNER'] = runner
+    return Runtime(bundle, threads=torch.get_num_threads())
+
+
+def runtimes(detector, folder):
+    "Name → a bundle of the detector without torch"
+    bundles = {k: detector.save(folder/k, onnx=k) for k in ('int8', 'float32')}
+    known = {'ONNX Runtime': 'onnxruntime', 'OpenVINO': 'openvino'}
+    return {f'detector, {title}, {k}': opened(b, runner) for title, runner in known.items() for k, b in bundles.items()}
+
+
+def readers(run, detector, small):
     "Name → a function of posts and batch size"
     exact, plain = Detector.from_run(run, exact=True), Detector.from_run(run, dtype='float32')
     usual, toxic = classifier(), detoxify()
@@ -108,7 +121,7 @@ def readers(run, detector, quantized):
         'detector': lambda texts, n: detector(texts, batch_size=n),
         'detector, exact': lambda texts, n: exact(texts, batch_size=n),
         'detector, float32': lambda texts, n: plain(texts, batch_size=n),
-        'detector, ONNX int8': lambda texts, n: quantized(texts, batch_size=n),
+        **{k: lambda texts, n, d=d: d(texts, batch_size=n) for k, d in small.items()},
         'pipeline': lambda texts, n: usual(texts, batch_size=n, truncation=True, max_length=128),
         'detoxify': lambda texts, n: [toxic.predict(texts[i:i+n]) for i in range(0, len(texts), n)]}
 
@@ -143,18 +156,17 @@ if __name__ == '__main__':
     some = load_corpus('hatexplain')['test'].shuffle(seed=0).select(range(a.posts))
     with tempfile.TemporaryDirectory() as tmp:
         detector = Detector.from_run(a.run)
-        bundle = detector.save(Path(tmp)/'bundle', onnx='int8')
-        quantized = Detector.from_pretrained(bundle, backend='onnx')
+        small = runtimes(Detector.from_run(a.run, dtype='float32'), Path(tmp))
         posts = [' '.join(w) for w in some['words']]
-        rounds = rounds_of(readers(a.run, detector, quantized), posts, a.one, a.rounds)
+        rounds = rounds_of(readers(a.run, detector, small), posts, a.one, a.rounds)
         others = {k: rounds[k] for k in ('pipeline', 'detoxify')}
         trained = Detector.from_run(a.run, merge=False)
-        compared = {'as trained': trained, 'detector': detector, 'detector, ONNX int8': quantized}
+        compared = {'as trained': trained, 'detector': detector, **small}
         exact = {'one reading': detector, 'each corpus its own': Detector.from_run(a.run, exact=True)}
         keep('detecting', dict(
             run=detector.record['name'], posts=a.posts, rounds=a.rounds,
             dtype=str(next(detector.passes[0].dense.parameters()).dtype),
             posts_per_second={k: speed(t) for k, t in rounds.items()},
             times_as_fast_as={k: ratios(t, others) for k, t in rounds.items() if k.startswith('detector')},
-            **sizes(bundle), severity={k: severity(d, a.run) for k, d in exact.items()},
+            **sizes(Path(tmp)/'int8'), severity={k: severity(d, a.run) for k, d in exact.items()},
             agreement={k: agreement(d, a.run) for k, d in compared.items()}))

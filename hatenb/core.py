@@ -81,6 +81,7 @@ class Settings:
     device: str = 'auto'                      # auto, cpu, cuda, cuda:1, mps
     dtype: str = 'auto'                       # auto, float32, bfloat16
     detector_path: Path|None = None           # a bundle: who answers where none is named (none: the one in the package)
+    runner: str = 'onnxruntime'               # of ONNX graphs: onnxruntime, openvino
     trackers: str = ''                        # what runs log to while they train, e.g. tensorboard mlflow
 
 # %% ../nbs/00_core.ipynb #ffcdc9e3

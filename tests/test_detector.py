@@ -1,5 +1,6 @@
 "The detector with hostile posts, other strategies, bundles that were tampered with, and a hub that is not there"
 import base64, contextlib, hashlib, json, os, resource, shutil, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -322,6 +323,22 @@ from hatenb.detector.runtime import Runtime
 answers = Runtime(sys.argv[1])(sys.argv[2:])
 print(json.dumps(list(answers)))
 """
+
+
+def test_openvino_answers_as_torch_does(detector, bundle, tmp_path, monkeypatch):
+    "In bfloat16 where the processor has it"
+    detector.save(tmp_path/'b', onnx='float32')
+    monkeypatch.setenv('HATENB_RUNNER', 'openvino')
+    opened, texts = Runtime(tmp_path/'b', threads=1), posts_of()[:12]+['', '!!', 'word '*100]
+    assert_near(opened(texts), detector(texts), 2e-2)
+    with ThreadPoolExecutor(4) as pool:        # one request a thread
+        for answers in pool.map(opened, [texts]*8): assert_near(answers, opened(texts), 2e-2)
+    assert_near(Runtime(bundle)(texts), detector(texts), .1)
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    with pytest.raises(HatenbError, match='pip install openvino'): Runtime(tmp_path/'b')
+    monkeypatch.setenv('HATENB_RUNNER', 'openvno')
+    with pytest.raises(HatenbError, match="did you mean 'openvino'"): Runtime(tmp_path/'b')
+
 
 
 def test_the_runtime_says_what_torch_says(detector, tmp_path):
