@@ -238,22 +238,6 @@ def _check_watched(self:RunConfig):
         if k.removesuffix('_part') not in watched:
             raise HatenbError(f'the metric {k!r} is not watched', 'train', f'Watched are {", ".join(sorted(watched))}.')
 
-# %% ../nbs/10_runs.ipynb #5f490e70
-def _needs_lower(config):
-    "What of a configuration needs the lower layers at every step, in words; nothing if nothing does"
-    layers = config.adapter_options.get('layers')
-    if not config.makes_model or not isinstance(layers, (list,tuple)) or not layers or 0 in layers:
-        return 'an adapter that is on the lowest layer, or has no `layers`'
-    if nudging := [n for n in config.regularisers if regularisers[n].nudges]: return f'the regulariser {nudging[0]}'
-    if config.train.compile: return 'torch.compile'
-    if hiding := [t for t in config.tasks if kind_of(Task.parse(t)).hides]: return f'{hiding[0]}, whose words are hidden,'
-
-@patch
-def _check_lower(self:RunConfig):
-    if self.lower_once and (what := _needs_lower(self)):
-        raise HatenbError(f'{what} does not fit lower layers that are computed once', 'lower_once',
-                          'Give adapter_options upper layers, such as layers = [4, 5] of six; or leave lower_once out.')
-
 # %% ../nbs/10_runs.ipynb #f2386442
 def _needs_sources(config):
     "Whether a strategy is made of finished runs: none, optional, needed"
@@ -270,6 +254,22 @@ def _check_sources(self:RunConfig):
                           'Leave them out, or use merge, fuse, parallel or join.')
     short = [s if isinstance(s, str) else RunConfig.from_dict(s, 'sources').differences for s in given]
     object.__setattr__(self, 'sources', tuple(short))
+
+# %% ../nbs/10_runs.ipynb #5f490e70
+def _needs_lower(config):
+    "What of a configuration needs the lower layers at every step, in words; nothing if nothing does"
+    layers = config.adapter_options.get('layers')
+    if not config.makes_model or not isinstance(layers, (list,tuple)) or not layers or 0 in layers:
+        return 'an adapter that is on the lowest layer, or has no `layers`'
+    if nudging := [n for n in config.regularisers if regularisers[n].nudges]: return f'the regulariser {nudging[0]}'
+    if config.train.compile: return 'torch.compile'
+    if hiding := [t for t in config.tasks if kind_of(Task.parse(t)).hides]: return f'{hiding[0]}, whose words are hidden,'
+
+@patch
+def _check_lower(self:RunConfig):
+    if self.lower_once and (what := _needs_lower(self)):
+        raise HatenbError(f'{what} does not fit lower layers that are computed once', 'lower_once',
+                          'Give adapter_options upper layers, such as layers = [4, 5] of six; or leave lower_once out.')
 
 # %% ../nbs/10_runs.ipynb #bc366239
 def strategy_of(
