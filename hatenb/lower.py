@@ -24,8 +24,8 @@ from .model import Model
 
 # %% ../nbs/06d_lower.ipynb #9b8a80e9
 def _refuse(what):
-    raise HatenbError(what, 'lower_once', 'Add an adapter by `adapters` with the option `layers`, such as layers = [4, 5] '
-                      'of six, or leave lower_once out.')
+    raise HatenbError(what, 'lower_once', 'Add an adapter by `adapters` with the option `layers`, such as '
+                      'layers = [4, 5] of six, or leave lower_once out.')
 
 def layers_below(encoder:Encoder) -> int:
     "How many layers lie below all adapters. Raises `HatenbError` where there is none, or no pass can begin above them"
@@ -69,7 +69,8 @@ _elsewhere = 'Make room, set HATENB_CACHE to a larger disk, or leave lower_once 
 def _check_space(path, size):
     free = shutil.disk_usage(path.parent).free
     if size+_spare <= free: return
-    raise HatenbError(f'states of the lower layers need {size/2**30:.2f} GiB, and {free/2**30:.2f} are free', path, _elsewhere)
+    raise HatenbError(f'states of the lower layers need {size/2**30:.2f} GiB, and {free/2**30:.2f} are free', path,
+                      _elsewhere)
 
 def _states_of(encoder, posts, layer, rows) -> bytes:
     t = collate({posts.corpus: posts}, {posts.corpus: rows})[posts.corpus]

@@ -115,7 +115,7 @@ class RunConfig:
     # changed copies of the training posts: options of `augmented`; empty: none
     augment: dict = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
-    lower_once: bool = False             # compute layers below the adapter once, without dropout: see `hatenb.lower`
+    lower_once: bool = False             # compute layers below the adapter once, without dropout, see `lower`
     limit: int|None = None               # posts used of each split (default: all)
     seed: int = 0
     sources: tuple|str = ()              # runs that it is made of: folders (or a glob, or names), or configurations

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hatenb import lower
+from hatenb import lower, making
 from hatenb.batches import Posts, collate
 from hatenb.core import HatenbError
 from hatenb.encoder import load_encoder
@@ -360,3 +360,20 @@ def test_a_run_answers_as_its_saved_model(tmp_path, cache):
     make_run(other, tmp_path/'runs')
     assert {f: f.stat().st_mtime_ns for f in cache.glob('*.bf16')} == before    # another seed reads the same files
 
+
+
+def test_a_run_that_was_cut_off_goes_on_with_the_states_that_are_there(tmp_path, cache, monkeypatch):
+    config = RunConfig(**{**FITS, 'adapter_options': dict(r=2, layers=[4, 5])}, limit=40,
+                       train=TrainConfig(epochs=2, batch_size=16, lr=2e-3))
+    whole = make_run(config, tmp_path/'whole')
+    inner, calls = making._validate, []
+    def cut(*args):
+        calls.append(1)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return inner(*args)
+    monkeypatch.setattr(making, '_validate', cut)
+    with pytest.raises(KeyboardInterrupt): make_run(config, tmp_path/'cut')
+    monkeypatch.setattr(lower, '_states_of', None)               # whoever wants to compute states now fails
+    again = make_run(config, tmp_path/'cut')
+    assert len(calls) == 3                                       # the first epoch was not made again
+    assert again['history'] == whole['history'] and again['metrics'] == whole['metrics']
