@@ -263,7 +263,8 @@ def _needs_lower(config):
         return 'an adapter that is on the lowest layer, or has no `layers`'
     if nudging := [n for n in config.regularisers if regularisers[n].nudges]: return f'the regulariser {nudging[0]}'
     if config.train.compile: return 'torch.compile'
-    if hiding := [t for t in config.tasks if kind_of(Task.parse(t)).hides]: return f'{hiding[0]}, whose words are hidden,'
+    hiding = [t for t in config.tasks if kind_of(Task.parse(t)).hides]
+    return f'{hiding[0]}, whose words are hidden,' if hiding else ''
 
 @patch
 def _check_lower(self:RunConfig):
