@@ -142,6 +142,7 @@ class Posts:
         ragged = [c for c,form in self.forms.items() if form in ('list','words')]
         self.lists = {c: Ragged(table[c]) for c in ('input_ids','token_word',*ragged) if c in table.column_names}
         self.flat = {c: table[c].to_numpy() for c in self.forms if c not in ragged}
+        self.lower = None                 # stored states of the encoder's lower layers, see `hatenb.lower`
 
     def __len__(self): return len(self.ids)
 
@@ -165,7 +166,8 @@ def take(
     rows,            # [B] row indexes
     width:int|None=None, # pad to this many sub-tokens (default: the longest of these posts)
 ) -> dict[str, torch.Tensor]:
-    "`input_ids`, `attention_mask`, `token_word` [B, L]; gold of a post [B] or [B, k], of words as sub-tokens [B, L]"
+    """`input_ids`, `attention_mask`, `token_word` [B, L]; gold of a post [B] or [B, k], of words as sub-tokens [B, L];
+    `lower` [B, L, d] where states are stored"""
     rows = np.asarray(rows)
     n = posts.lengths[rows]
     width = int(width or n.max())
@@ -173,7 +175,8 @@ def take(
     out = dict(input_ids=posts.lists['input_ids'].padded(rows, width, posts.pad_id).astype(np.int64),
                attention_mask=(np.arange(width) < n[:,None]).astype(np.int64), token_word=token_word)
     for column,form in posts.forms.items(): out[column] = _taken(posts, column, form, rows, token_word)
-    return {k: torch.from_numpy(np.ascontiguousarray(v)) for k,v in out.items()}
+    out = {k: torch.from_numpy(np.ascontiguousarray(v)) for k,v in out.items()}
+    return out if posts.lower is None else {**out, 'lower': posts.lower.padded(rows, width)}
 
 # %% ../nbs/03_batches.ipynb #57861416
 @dataclass(frozen=True)

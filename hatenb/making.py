@@ -32,6 +32,7 @@ from .encoder import Encoder, encoder_digest, load_encoder
 from .evaluation import (choose_thresholds, evaluate, evaluate_at, evaluate_origins, join_predictions,
                                save_predictions, watched_metrics)
 from .kinds import count_answers, has_gold, make_loss
+from .lower import lower_once
 from .pretokenize import read_lexicon
 from .regularisers import make_regularisers
 from .runs import (Record, Run, RunConfig, RunFolder, check_record, read_record, run_folder, run_model,
@@ -195,6 +196,15 @@ def _validate(model, posts, accelerator):
         return watch(model, posts, accelerator=accelerator)
     return watched_metrics(evaluate(predict(model, posts, accelerator=accelerator), n_boot=0))
 
+# %% ../nbs/10b_making.ipynb #fe76c00b
+def _fit(config, trainer, posts):
+    "Train, above stored states if the run asks for that"
+    if not config.lower_once: return trainer.fit()
+    start = time.perf_counter()
+    with lower_once(trainer.model, [*posts['train'].values(), *posts['validation'].values()]):
+        trainer.progress.seconds += time.perf_counter()-start    # a run that goes on has them from its checkpoint
+        trainer.fit()
+
 # %% ../nbs/10b_making.ipynb #ed47a065
 def _train(job):
     "Train a neural run"
@@ -209,7 +219,7 @@ def _train(job):
     strategy = run_strategy(config)
     strategy.choose(model, lambda: float(np.mean(list(validate().values()))))
     trainer = _trainer(job, model, posts, validate)
-    if strategy.trains: trainer.fit()
+    if strategy.trains: _fit(config, trainer, posts)
     start = time.perf_counter()
     tables = {s: predict(model, posts[s], accelerator=accelerator) for s in ('validation','test')}
     seconds = time.perf_counter()-start

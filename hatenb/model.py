@@ -42,12 +42,14 @@ class Model(nn.Module):
         return {key: self.heads[key](s, batch[self.heads[key].task.corpus]) for key,s in self.states(batch).items()}
 
 # %% ../nbs/05_model.ipynb #e1f00222
+_given = 'input_ids','attention_mask','shift','lower'
+
 @patch
 def inputs(self:Model,
     parts:list[dict],      # tensors, [B, L] each
 ) -> dict[str,Tensor]:
     "What the encoder is given: the tensors of several corpora, one after the other"
-    return {k: torch.cat([p[k] for p in parts]) for k in ('input_ids','attention_mask','shift') if k in parts[0]}
+    return {k: torch.cat([p[k] for p in parts]) for k in _given if k in parts[0]}
 
 def _sizes(parts): return [len(p['input_ids']) for p in parts]
 

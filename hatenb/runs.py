@@ -33,7 +33,7 @@ from .evaluation import load_predictions
 from .kinds import Head, HeadConfig, kind_of, make_head
 from .model import Model
 from .pretokenize import read_lexicon
-from .regularisers import make_regularisers
+from .regularisers import make_regularisers, regularisers
 from .tasks import Task, task_keys
 from .training import TrainConfig
 
@@ -115,6 +115,7 @@ class RunConfig:
     # changed copies of the training posts: options of `augmented`; empty: none
     augment: dict = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
+    lower_once: bool = False             # compute layers below the adapter once, without dropout, see `lower`
     limit: int|None = None               # posts used of each split (default: all)
     seed: int = 0
     sources: tuple|str = ()              # runs that it is made of: folders (or a glob, or names), or configurations
@@ -128,6 +129,7 @@ class RunConfig:
         self._check_names()
         self._check_sources()
         self._check_watched()
+        self._check_lower()
 
     @property
     def corpora(self): return tuple(dict.fromkeys(Task.parse(t).corpus for t in self.tasks))
@@ -252,6 +254,23 @@ def _check_sources(self:RunConfig):
                           'Leave them out, or use merge, fuse, parallel or join.')
     short = [s if isinstance(s, str) else RunConfig.from_dict(s, 'sources').differences for s in given]
     object.__setattr__(self, 'sources', tuple(short))
+
+# %% ../nbs/10_runs.ipynb #5f490e70
+def _needs_lower(config):
+    "What of a configuration needs the lower layers at every step, in words; nothing if nothing does"
+    layers = config.adapter_options.get('layers')
+    if not config.makes_model or not isinstance(layers, (list,tuple)) or not layers or 0 in layers:
+        return 'an adapter that is on the lowest layer, or has no `layers`'
+    if nudging := [n for n in config.regularisers if regularisers[n].nudges]: return f'the regulariser {nudging[0]}'
+    if config.train.compile: return 'torch.compile'
+    hiding = [t for t in config.tasks if kind_of(Task.parse(t)).hides]
+    return f'{hiding[0]}, whose words are hidden,' if hiding else ''
+
+@patch
+def _check_lower(self:RunConfig):
+    if self.lower_once and (what := _needs_lower(self)):
+        raise HatenbError(f'{what} does not fit lower layers that are computed once', 'lower_once',
+                          'Give adapter_options upper layers, such as layers = [4, 5] of six; or leave lower_once out.')
 
 # %% ../nbs/10_runs.ipynb #bc366239
 def strategy_of(

@@ -159,9 +159,9 @@ def _trim(batch):
 def by_position(
     corpus:str, # its name
 ) -> set[str]:
-    "The tensors [B, L] of a corpus that have an entry a sub-token"
+    "The tensors [B, L] or [B, L, d] of a corpus that have an entry a sub-token"
     words = {c for c,form in gold_forms_of(corpus).items() if form == 'words'}
-    return {'input_ids','attention_mask','token_word','masked','shift'} | words
+    return {'input_ids','attention_mask','token_word','masked','shift','lower'} | words
 
 # %% ../nbs/06_training.ipynb #82c784e1
 def all_reduce(

@@ -138,6 +138,7 @@ class Encoder(nn.Module):
         self.width = model.config.hidden_size
         self.width_in = model.get_input_embeddings().weight.shape[1]  # of the word embeddings
         self.attends,self.attention = False,None # whether a pass keeps the attention of its last layer, and where
+        self.begins = 0                          # the layer at which a pass begins that is given states
         self.notes:dict = {}                     # what was found out while adapters were made, for the record
         self._init_adapters()
         model.requires_grad_(False)
@@ -178,13 +179,15 @@ def forward(self:Encoder,
     setup=None,             # a composition block of `adapters`, for this pass only (default: what was activated)
     shift:Tensor|None=None, # [B,L,width_in] what is added to the word embeddings
     parting=None,           # (layer, rows [N], setup): from that layer on, these rows go on, under that setup
+    lower:Tensor|None=None, # [B,L,width] what the layer `begins` is given: what lies below is not run
 ) -> Tensor: # [B,L,width] float32 ([N,L,width] after a parting; with `Parallel`, a batch an adapter, in a row)
-    "The last hidden states, with the active adapters"
+    "The last hidden states, with the active adapters. Raises `HatenbError` for what needs layers that are not run"
     with contextlib.ExitStack() as stack:
         if self._bare: stack.enter_context(suppress_log('adapters.model_mixin', 'none are activated'))
         if setup is not None: stack.enter_context(AdapterSetup(setup))
         if parting is not None: self._part(stack, len(input_ids), *parting)
         if shift is not None: self._shift(stack, shift)
+        if lower is not None: self._begin(stack, lower, shift is not None or parting is not None)
         stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16))
         out = self.model(input_ids=input_ids, attention_mask=attention_mask, output_attentions=self.attends)
         states,self.attention = out[0],out.attentions[-1] if self.attends else None
@@ -202,6 +205,63 @@ def _part(self:Encoder, stack, n, layer, rows, setup):
     for i,module in self.model.iter_layers():
         if i == layer: stack.callback(module.register_forward_pre_hook(_states, with_kwargs=True).remove)
         if i >= layer: stack.callback(module.register_forward_pre_hook(_mask, with_kwargs=True).remove)
+
+# %% ../../nbs/encoder/01_loading.ipynb #3ae5140e
+class _Reached(Exception):
+    "A pass has come to the layer where it ends, with these states"
+
+@patch
+@torch.no_grad()
+def lower_states(self:Encoder,
+    input_ids:Tensor,      # [B,L] int64
+    attention_mask:Tensor, # [B,L] 1 = a token, 0 = padding
+    layer:int,             # from 0
+) -> Tensor: # [B,L,width] in the encoder's dtype
+    "What a layer is given when dropout is off; it and those above it are not run. `adapters` must have wrapped them"
+    def _end(module, args, kwargs): raise _Reached(args[0])
+    hook = dict(self.model.iter_layers())[layer].register_forward_pre_hook(_end, with_kwargs=True)
+    training = self.training
+    self.eval()
+    try: self(input_ids, attention_mask)
+    except _Reached as e: return e.args[0]
+    finally:
+        hook.remove()
+        self.train(training)
+
+# %% ../../nbs/encoder/01_loading.ipynb #a3f60353
+class _Unread(nn.Module):
+    "In the place of the embeddings, where nobody reads them; it keeps them, since a model tells its dtype by them"
+    def __init__(self, embeddings, out):
+        super().__init__()
+        self.embeddings,self.out = embeddings,out
+
+    def forward(self, *args, **kwargs): return self.out
+
+def _swap(stack, module, children):
+    "Let `module` have other children, for as long as `stack` is open"
+    stack.callback(setattr, module, '_modules', module._modules)
+    module._modules = children
+
+@patch
+def _layer_list(self:Encoder) -> nn.ModuleList|None:
+    "Where the model keeps its layers; none where each is not there once, behind embeddings of its own"
+    layers = [m for _,m in self.model.iter_layers()]
+    found = (m for m in self.model.modules() if isinstance(m, nn.ModuleList) and [*m] == layers)
+    return next(found, None) if isinstance(getattr(self.model, 'embeddings', None), nn.Module) else None
+
+@patch
+def _begin(self:Encoder, stack, states, needs_lower):
+    "Let a pass begin at the layer `begins` with `states`, for as long as `stack` is open"
+    if needs_lower or self.model._compiled_call_impl is not None:
+        raise HatenbError('a pass that begins above the lower layers cannot shift embeddings, part, or be compiled',
+                          'lower', 'Give no stored states to it.')
+    layers = self._layer_list()
+    upper,states = [*layers][self.begins:],states.to(self.dtype)
+    def _given(module, args, kwargs): return (states, *args[1:]), kwargs
+    stack.callback(upper[0].register_forward_pre_hook(_given, with_kwargs=True).remove)
+    unread = _Unread(self.model.embeddings, states.new_zeros(*states.shape[:2], self.width_in))
+    _swap(stack, layers, {str(i): m for i,m in enumerate(upper)})
+    _swap(stack, self.model, {**self.model._modules, 'embeddings': unread})
 
 # %% ../../nbs/encoder/01_loading.ipynb #9183f2bf
 @patch
