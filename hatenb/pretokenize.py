@@ -82,7 +82,7 @@ _signs = regex.compile(r'(\p{So})\1*')
 def sign_name(
     c:str, # an emoji or another sign
 ) -> str:
-    "What Unicode calls it, in lower case: the letter for one in a frame, an animal for its face; empty if it has no name"
+    "Its name in Unicode, in lower case: of a letter in a frame the letter, of an animal's face the animal; empty: none"
     name = unicodedata.name(c, '').lower()
     letter = re.search('letter ([a-z])$', name)
     return letter[1] if letter else name.removesuffix(' face')
