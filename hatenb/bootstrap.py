@@ -116,13 +116,17 @@ def average_precision_of(
 ) -> Statistic:
     "Average precision (as scikit-learn's `average_precision_score`); NaN where nothing is positive"
     y,s = np.asarray(positive, bool),np.asarray(scores, np.float64)
+    if not y.any(): return lambda W: np.full(len(W), np.nan)
     order = np.argsort(-s, kind='stable')
-    last = np.flatnonzero(np.diff(s[order], append=-np.inf))     # the last post of each distinct score
+    of_positive = order[y[order]]
+    first = np.flatnonzero(np.diff(-s[of_positive], prepend=-np.inf))     # of those, the first of each distinct score
+    ends = np.searchsorted(-s[order], -s[of_positive[first]], 'right')    # how many posts have that score or a higher one
+    order,starts = order[:ends[-1]],np.concatenate([[0], ends[:-1]])
     def _stat(W):
-        seen = np.cumsum(W[:,order], 1, dtype=np.float64)[:,last]
-        hits = np.cumsum(W[:,order]*y[order], 1, dtype=np.float64)[:,last]
-        gained = np.diff(hits, axis=1, prepend=0.)
-        return divide((gained*divide(hits, seen, 0.)).sum(1), hits[:,-1] if len(y) else 0.)
+        seen = np.add.reduceat(W[:,order], starts, axis=1, dtype=np.float64).cumsum(1)
+        gained = np.add.reduceat(W[:,of_positive], first, axis=1, dtype=np.float64)
+        hits = gained.cumsum(1)
+        return divide((gained*divide(hits, seen, 0.)).sum(1), hits[:,-1])
     return _stat
 
 # %% ../nbs/01_bootstrap.ipynb #2319413b

@@ -168,6 +168,13 @@ def test_every_figure_has_label_caption_and_alt_text(name):
         assert target.startswith('http') or (nbs/f'{name}.ipynb').parent.joinpath(target).is_file(), f'{name}: no picture {target}'
 
 
+def test_no_module_draws_text_that_is_too_small():
+    "What a page is measured by is the text its own cells ask for (see `reader.figure`); what modules ask for is no smaller"
+    sizes = {f'{p.relative_to(root)}: {m[0]}' for p in (root/'hatenb').rglob('*.py')
+             for m in re.finditer(r'(?:font|label)size=([\d.]+)', p.read_text(encoding='utf-8')) if float(m[1]) < 9}
+    assert not sizes, sizes
+
+
 def test_every_cross_reference_has_its_label():
     for name in notebooks:
         there = {directive(c, 'label') for c in cells(name, 'code')} | set(re.findall(r'\{#([\w-]+)', prose(name)))
@@ -181,6 +188,17 @@ def test_notebook_is_stored_with_its_outputs(name):
     shown = [o for c in cells(name, 'code') for o in c['outputs']]
     assert shown, f'{name} was saved without outputs'
     assert not [o for o in shown if o['output_type'] == 'error'], f'{name} was saved with an error'
+    told = [''.join(o['text']) for o in shown if o.get('name') == 'stderr']
+    assert not [t for t in told if 'Warning: ' in t], f'{name} shows a warning, with a path of the machine that it was saved on'
+
+
+def test_pages_that_take_long_say_so_where_they_begin():
+    "The tour has measured them; nothing is timed here"
+    told = '\n'.join(o for c in cells('tour', 'code') for o in outputs(c, 'text/markdown'))
+    seconds = {name: int(s) for name, s in re.findall(r'\]\(([\w/]+)\.ipynb\) \| (\d+) \|', told)}
+    begins = {n: '\n'.join(source(c) for c in notebooks[n]['cells'][:8] if c['cell_type'] == 'markdown') for n in seconds}
+    silent = [n for n, s in seconds.items() if s >= 20 and 'tour.ipynb) says how long that takes' not in begins[n]]
+    assert len(seconds) > 12 and not silent, silent
 
 
 # pages of results
@@ -424,7 +442,7 @@ def test_nothing_is_wider_than_the_page_and_text_in_plots_can_be_read(opened, wi
     for n in pages:
         look = opened(n, width)
         if out := look(sticking_out): wide[n] = out
-        if n in read_first and (tiny := [(px, alt) for px, alt in look(small_text) if px < 9]): small[n] = tiny
+        if tiny := [(px, alt) for px, alt in look(small_text) if px < 9]: small[n] = tiny
     assert not wide and not small
 
 

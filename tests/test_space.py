@@ -1,5 +1,5 @@
 "The Space: what the hub reads of it, and its page in a browser, in an environment of its own with gradio and the package of a detector"
-import os, re, shutil, socket, subprocess, sys, tomllib, venv, zipfile
+import json, os, re, shutil, socket, subprocess, sys, time, tomllib, urllib.error, urllib.request, venv, zipfile
 from pathlib import Path
 
 import pytest, yaml
@@ -62,6 +62,31 @@ def opened(browser, address, process):
         return True
     WebDriverWait(browser, 300, ignored_exceptions=[WebDriverException]).until(_answers)
     WebDriverWait(browser, 120).until(lambda b: b.find_elements('css selector', 'textarea'))
+
+
+def asked(address, name, *values):
+    "What the page gives to a program: a question is left there, then its answer is fetched (gradio.app/guides/querying-gradio-apps-with-curl)"
+    body = json.dumps({'data': values}).encode()
+    call = urllib.request.Request(f'{address}/gradio_api/call/{name}', body, {'Content-Type': 'application/json'})
+    event = json.load(urllib.request.urlopen(call, timeout=60))['event_id']
+    said = urllib.request.urlopen(f'{address}/gradio_api/call/{name}/{event}', timeout=60).read().decode()
+    kind, data = re.search(r'event: (\w+)\ndata: (.*)', said).groups()
+    return kind, json.loads(data)
+
+
+@pytest.mark.full
+def test_a_program_asks_and_gets_the_answer(app):
+    address, process = app
+    for _ in range(600):
+        assert process.poll() is None, 'the page has stopped'
+        try: urllib.request.urlopen(address, timeout=10)
+        except urllib.error.URLError: time.sleep(.5)
+        else: break
+    post = 'what a day. Muslims should all be thrown out of our country'
+    kind, (shown,) = asked(address, 'answer', post, 'macro-f1', False, False)
+    assert kind == 'complete' and all(w in shown for w in ('Islam', 'Severity', '<mark')) and 'By sentence' not in shown
+    assert 'By sentence' in asked(address, 'answer', post, 'false-alarms-5', True, False)[1][0]
+    assert asked(address, 'answer', 'a'*20_481, 'macro-f1', False, False)[0] == 'error'
 
 
 @pytest.mark.full

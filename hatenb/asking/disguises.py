@@ -259,7 +259,7 @@ def disguises_figure(records:list[dict]):
     "Recall that each disguise costs, a panel a detector and corpus"
     import matplotlib.pyplot as plt
     panels = [(r, c) for r in records for c in next(iter(r['found'].values()))]
-    fig,axes = plt.subplots(1, len(panels), figsize=(1+3.2*len(panels), 3.2), layout='constrained', sharey=True,
+    fig,axes = plt.subplots(1, len(panels), figsize=(7, 3.2), layout='constrained', sharey=True,
                             squeeze=False)
     for ax,(r,c) in zip(axes[0], panels): _draw_losses(ax, r, c)
     axes[0][0].invert_yaxis()

@@ -194,7 +194,7 @@ def reliability_figure(
 ):
     "Reliability diagrams, one panel each, above the number of decisions in the bins"
     import matplotlib.pyplot as plt
-    fig,axes = plt.subplots(2, len(panels), figsize=(3*len(panels)+.8, 4.2), sharex=True, sharey='row', squeeze=False,
+    fig,axes = plt.subplots(2, len(panels), figsize=(7, 4.2), sharex=True, sharey='row', squeeze=False,
                             height_ratios=(3,1), layout='constrained')
     for (ax,below),of in zip(axes.T, panels):
         ax.plot([0,1], [0,1], color='gray', lw=.8, ls='--')
