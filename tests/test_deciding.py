@@ -57,7 +57,7 @@ def test_two_heads_are_heard_and_what_is_measured_is_so(folder, answers):
     alarms = {point.name: point.measured[alike]['false_alarms'] for point in toxic.points}
     assert alarms['false-alarms-5'] <= .05 and alarms['false-alarms-10'] <= .1
     best = max(_macro_f1(p >= line, gold, share) for line in np.linspace(.01, .99, 99))
-    assert toxic.points[0].measured[alike]['macro_f1'] >= best-1e-5
+    assert toxic.points[0].measured[alike]['macro_f1'] >= best-.02     # the median over resamples, on a flat top
 
 
 def _macro_f1(given, gold, share):

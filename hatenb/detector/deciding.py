@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 # %% ../../nbs/detector/02b_deciding.ipynb #6128b6b2
+from ..bootstrap import resamples
 from ..core import HatenbError, progress, provenance, read_json, write_json
 from ..corpora import corpora, load_corpus
 from ..corpora.spans import words_in_spans
@@ -99,15 +100,22 @@ def _macro_f1(tp, fp, all_toxic, all_normal):
     wrong = all_toxic-tp + fp
     return (2*tp/(2*tp+wrong) + 2*(all_normal-fp)/(2*(all_normal-fp)+wrong))/2
 
+def _best_line(p, toxic, share):
+    v,tp,fp = _counted(p, toxic, share)
+    return best_line(v, _macro_f1(tp, fp, tp[-1], fp[-1]), np.ones(len(v), bool))
+
 def choose_points(
     p,      # [posts] probabilities
     toxic,  # [posts] bool, both sides there
     share,  # [posts] weight of each post
+    count:int=101, # resamples
 ) -> dict[str,float]: # operating point → threshold
     "From where on a post is called toxic: at the best macro F1, and at most so many false alarms"
-    v,tp,fp = _counted(np.asarray(p, np.float64), np.asarray(toxic, bool), np.asarray(share, np.float64))
-    out = {'macro-f1': best_line(v, _macro_f1(tp, fp, tp[-1], fp[-1]), np.ones(len(v), bool))}
-    return out | {f'false-alarms-{n}': best_line(v, tp, fp <= n/100*fp[-1]) for n in (5, 10)}
+    p,toxic,share = np.asarray(p, np.float64),np.asarray(toxic, bool),np.asarray(share, np.float64)
+    lines = [_best_line(p, toxic, share*drawn) for drawn in resamples(len(p), count)]
+    v,tp,fp = _counted(p, toxic, share)
+    limits = {f'false-alarms-{n}': best_line(v, tp, fp <= n/100*fp[-1]) for n in (5, 10)}
+    return {'macro-f1': float(np.median(lines))} | limits
 
 # %% ../../nbs/detector/02b_deciding.ipynb #d5e55908
 def _measured(p, toxic, share, threshold):

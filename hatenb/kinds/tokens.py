@@ -88,8 +88,8 @@ class TokenBinary(Focal):
 @kinds.register('tokens')
 class Tokens(Kind):
     "One decision a word"
-    head,loss,main,watched = TokensHead,'focal','token_f1_thresholded',('auprc',)
-    quality = 'token_f1_thresholded','token_f1','auprc'
+    head,loss,main,watched = TokensHead,'focal','token_f1',('auprc',)
+    quality = 'token_f1','iou_f1','auprc'
     suffixes = 'token_prob','token_word'
     decided = 'token_f1_thresholded','iou_f1_thresholded','rationale_f1_pooled'
     calibrates = True
