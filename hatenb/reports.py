@@ -114,6 +114,7 @@ _read_as = {'balancing': 'loss weighting', 'lr': 'learning rate', 'augment': 'ch
 def _setting_value(path, value):
     "A registered name is shown by its label"
     registry = {'loss': losses, 'balancing': balancers}.get(path[-1], {})
+    if isinstance(value, list): return ' and '.join(map(str, value))
     if value in registry: return label_of(registry, value)
     return f'{value:g}' if isinstance(value, (int,float)) else str(value)
 
