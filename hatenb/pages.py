@@ -203,11 +203,12 @@ def scorecard(
         out |= {f'HateCheck, {w} cases: passed': percent(passed[k]['value'])
                 for k,w in (('hateful', 'hateful'), ('other', 'other'))}
     speed = read_json(results_folder()/'benchmarks'/'detecting.json')
-    paces = {'': 'detector', ', ONNX int8': 'detector, ONNX int8'}
+    paces = {k: f'detector{k}' for k in ('', ', ONNX Runtime, int8', ', OpenVINO, float32')}
     for words,key in paces.items():
         pace = speed['posts_per_second'][key]
         out[f'posts/s one at a time, 64 at a time{words}'] = f'{pace["batch_1"]:.0f}, {pace["batch_64"]:.0f}'
-    threads = f'{speed["provenance"]["hardware"]}, {speed["provenance"]["threads"]} threads'
+    count = speed['provenance']['threads']
+    threads = f'{speed["provenance"]["hardware"]}, {count} thread{"s"*(count != 1)}'
     size = sum(f.stat().st_size for f in Path(str(files('hatenb')/'embedded')).rglob('*') if f.is_file())
     return out | {'measured on': threads, 'size without the encoder': f'{size/1e6:.1f} MB'}
 
