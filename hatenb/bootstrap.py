@@ -120,7 +120,7 @@ def average_precision_of(
     order = np.argsort(-s, kind='stable')
     of_positive = order[y[order]]
     first = np.flatnonzero(np.diff(-s[of_positive], prepend=-np.inf))     # of those, the first of each distinct score
-    ends = np.searchsorted(-s[order], -s[of_positive[first]], 'right')    # how many posts have that score or a higher one
+    ends = np.searchsorted(-s[order], -s[of_positive[first]], 'right')    # how many posts score as high or higher
     order,starts = order[:ends[-1]],np.concatenate([[0], ends[:-1]])
     def _stat(W):
         seen = np.add.reduceat(W[:,order], starts, axis=1, dtype=np.float64).cumsum(1)

@@ -72,6 +72,7 @@ OTHER = dict(
     limit=10,
     seed=1,
     pools=dict(other_pool=dict(toxic=dict(corpora=['mini']))),
+    lower_once=True,
 )
 OTHER_TRAIN = dict(
     epochs=5,
@@ -110,15 +111,12 @@ def test_every_field_is_tried():
 @pytest.mark.parametrize('field', [*OTHER, *(f'train.{k}' for k in OTHER_TRAIN)])
 def test_the_id_changes_with_every_field_and_comes_back_through_json(field):
     outer, _, inner = field.partition('.')
-    changed = (
-        {'train': TrainConfig(**{inner: OTHER_TRAIN[inner]})}
-        if inner
-        else {'heads': {'label': {'hidden': [8]}}}
-        if field == 'heads'
-        else {field: OTHER[field], **({'strategy': 'branch'} if field == 'strategy_options' else {})}
-    )
-    config = dataclasses.replace(BASE, **changed)
-    assert config.id != BASE.id
+    needed = dict(strategy_options=dict(strategy='branch'), lower_once=dict(adapter_options=dict(layers=[4, 5])))
+    base = dataclasses.replace(BASE, **needed.get(field, {}))
+    value = {'label': {'hidden': [8]}} if field == 'heads' else OTHER.get(field)
+    changed = {'train': TrainConfig(**{inner: OTHER_TRAIN[inner]})} if inner else {field: value}
+    config = dataclasses.replace(base, **changed)
+    assert config.id != base.id
     again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config and again.id == config.id
 
