@@ -6,7 +6,7 @@ import pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from hatenb.core import HatenbError
-from hatenb.detector import open_detector, scoring
+from hatenb.detector import Detector, open_detector, scoring
 from hatenb.detector.scoring import Csv, JsonLines, FilePart, Scorer, PostFile, Text, score_files
 from on_ray import begun_ray, tasks
 from toy import save_toy
@@ -256,3 +256,13 @@ def test_spark_answers_as_the_detector_does(toy, tmp_path):
         pandas, arrow = ([r.asDict(recursive=True) for r in way(scorer, schema).collect()] for way in (posts.mapInPandas, posts.mapInArrow))
     finally: spark.stop()
     assert pandas == arrow == scorer(pa.Table.from_pylist([dict(id=i, text=p) for i, p in enumerate(POSTS)])).to_pylist()
+
+
+def test_the_embedded_detector_scores():
+    "Its `toxic` is a number, heard from several heads, one of which answers a question of the same name"
+    detector, texts = Detector.from_pretrained(None, 'cpu', 'float32'), ['you are an idiot', '', 'a fine day']
+    rows = Scorer(detector).answers(texts).to_pylist()
+    for row, answer in zip(rows, map(detector, texts), strict=True):
+        assert row['toxic'] == pytest.approx(answer['toxic'], abs=1e-5) and row['is_toxic'] == answer['is_toxic']
+        assert row['label'] == answer['label'] and row['attributes'] == answer['attributes']
+        assert set(row)-{'empty'} == set(answer)-{'text', 'empty'}

@@ -54,7 +54,9 @@ def answer_types(
     detector:Answerer,
 ) -> dict[str,pa.DataType|None]:
     "Column → its Arrow type, of all that a detector says of a post; none for what is kept as JSON"
-    asked = [q for name,q in detector.manifest.questions.items() if name in detector.answers]
+    # where all heads are heard together, `toxic` is their number, not the class of one of them
+    asked = [q for name,q in detector.manifest.questions.items()
+             if name in detector.answers and not (q.answer == 'toxic' and detector.hears_all)]
     types = {k: t for q in asked if q.decide in _columns for k,t in _columns[q.decide](q).items()}
     rest = {k: _type_of(v) for k,v in detector('a post').items() if k != 'text' and k not in types}
     return types | rest | dict(empty=pa.bool_())
