@@ -1,8 +1,8 @@
 """Posts a second of the detector, beside `transformers.pipeline` on the same encoder and `detoxify` on its small
 model's architecture, on the same raw posts.
 
-All are in one process and take turns, round by round, first one post at a time, then 64; a ratio is the median over
-the rounds. The pipeline is a text-classification pipeline with HateXplain's three classes, which answers one of the
+The detector answers by torch, and as bundles (int8, float32) by ONNX Runtime and by OpenVINO. All are in one process
+and take turns, round by round, first one post at a time, then 64; a ratio is the median over the rounds. The pipeline is a text-classification pipeline with HateXplain's three classes, which answers one of the
 detector's questions; its weights and those of detoxify (ALBERT, 6 classes) are random: time does not depend on them.
 With a real run the agreement with its stored test predictions is noted too.
 """

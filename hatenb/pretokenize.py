@@ -88,8 +88,8 @@ def sign_name(
     return letter[1] if letter else name.removesuffix(' face')
 
 def with_sign_names(word:str) -> str:
-    "The word with its emoji and other signs as their names, a row of the same once"
-    def _named(m): return name if len(name := sign_name(m[1])) < 2 else f' {name} '
+    "The word with its emoji and other signs as their names, a row of the same once; letters in frames as letters"
+    def _named(m): return name*len(m[0]) if len(name := sign_name(m[1])) < 2 else f' {name} '
     return ' '.join(_signs.sub(_named, _unsaid.sub('', word)).split())
 
 # %% ../nbs/01_pretokenize.ipynb #4570d6ad

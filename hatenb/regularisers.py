@@ -29,7 +29,7 @@ regularisers = Registry('regulariser')
 class Regulariser:
     "A term that is added to the loss of a batch"
     attends = False          # whether it looks at the attention of the last layer
-    nudges = False           # whether it shifts the embeddings
+    perturbs = False         # whether it shifts the embeddings
     def __init__(self,
         weight:float=1.,     # of the term
         **options):
@@ -129,7 +129,7 @@ def apart(
 @regularisers.register('vat', label='VAT', source='Miyato et al. 2018, arXiv 1704.03976')
 class VirtualAdversarial(Regulariser):
     "Answers shall not change under the nudge that changes them most"
-    nudges = True
+    perturbs = True
     def setup(self,
         epsilon:float=.01, # size of the nudge, as a share of the post's embeddings
         xi:float=.01,      # size of the trial nudge
@@ -156,7 +156,7 @@ class VirtualAdversarial(Regulariser):
 @regularisers.register('adversarial', label='adversarial training', source='Miyato et al. 2017, arXiv 1605.07725')
 class Adversarial(Regulariser):
     "The tasks' losses under the nudge that makes them worst"
-    nudges = True
+    perturbs = True
     def setup(self,
         epsilon:float=.01): # size of the nudge, as a share of the post's embeddings
         self.epsilon = epsilon

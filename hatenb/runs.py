@@ -261,7 +261,7 @@ def _needs_lower(config):
     layers = config.adapter_options.get('layers')
     if not config.makes_model or not isinstance(layers, (list,tuple)) or not layers or 0 in layers:
         return 'an adapter that is on the lowest layer, or has no `layers`'
-    if nudging := [n for n in config.regularisers if regularisers[n].nudges]: return f'the regulariser {nudging[0]}'
+    if found := [n for n in config.regularisers if regularisers[n].perturbs]: return f'the regulariser {found[0]}'
     if config.train.compile: return 'torch.compile'
     hiding = [t for t in config.tasks if kind_of(Task.parse(t)).hides]
     return f'{hiding[0]}, whose words are hidden,' if hiding else ''

@@ -11,9 +11,11 @@ from hatenb.reports import (
     published_records,
     results_html,
     results_rows,
+    run_names,
     tables,
     write_report,
 )
+from hatenb.runs import RunConfig
 from hatenb.studies import results_folder, study_records
 
 # every text with less contrast against what lies behind it than WCAG 2.2 asks for (AA: 4.5, or 3 for large text)
@@ -148,3 +150,11 @@ def test_tables_stay_narrow_however_many_metrics_there_are(records):
 def test_a_record_without_the_split_is_named(records):
     with pytest.raises(HatenbError, match=records[0]['id']):
         results_rows(records, 'dev')
+
+
+def test_runs_whose_pools_differ_are_told_apart():
+    def record(pool, *names):
+        config = RunConfig((f'{pool}/toxic',), pools={pool: {'toxic': {'corpora': [*names]}}})
+        return dict(id=config.id, config=config.to_dict())
+    first, second = run_names([record('told', 'dynahate', 'hatemoji'), record('told_less', 'hatemoji')])
+    assert first != second and 'dynahate and hatemoji' in first and '[' not in first+second
