@@ -80,7 +80,8 @@ def _merge(a, b):
     return {**a, **{k: _one(k, v) for k,v in b.items()}}
 
 def _sources_of(base, sources, tasks):
-    "`sources` given as a table are runs of their own, by default one for each task; tables in a list are one run each"
+    """`sources` given as a table are runs of their own, by default one for each task; tables in a list are one run each.
+    They have the seed of the run, unless they say another"""
     if isinstance(sources, dict): return expand(_merge(base, {'tasks': [[t] for t in task_keys(*tasks)], **sources}))
     return [_merge(base, s) if isinstance(s, dict) else s for s in sources]
 
@@ -98,8 +99,8 @@ def _expand_run(base, r):
     base,whole = _base_of(base, r),base
     given = _merge(base, {k: v for k,v in r.items() if k not in ('sources','draws','title')})
     for c in random_draws(given, r['draws']) if 'draws' in r else expand(given):
-        yield {**c, 'sources': _sources_of(whole, r['sources'],
-                                           c['tasks'])} if r.get('sources') or isinstance(r.get('sources'), dict) else c
+        if not (r.get('sources') or isinstance(r.get('sources'), dict)): yield c
+        else: yield {**c, 'sources': _sources_of(whole | {'seed': c.get('seed', 0)}, r['sources'], c['tasks'])}
 
 # %% ../nbs/10c_studies.ipynb #f8ed442f
 @dataclass

@@ -148,6 +148,17 @@ def test_sources_in_a_list_take_the_base_of_the_study():
     )
 
 
+@pytest.mark.parametrize('sources', ({}, [dict(tasks=['mini/label']), dict(tasks=['mini/target'])]))
+def test_sources_have_the_seed_of_their_run(sources):
+    joined = dict(tasks=['mini/label', 'mini/target'], strategy='merge', sources=sources, seed=[0, 3])
+    runs = Study.from_dict(dict(name='s', base=dict(dtype='bfloat16'), runs=[joined])).runs
+    assert [[s.get('seed', 0) for s in r.sources] for r in runs] == [[0, 0], [3, 3]]
+    (own,) = Study.from_dict(
+        dict(name='s', runs=[joined | dict(seed=3, sources=[dict(tasks=['mini/label'], seed=7)])])
+    ).runs
+    assert [s['seed'] for s in own.sources] == [7]
+
+
 def test_all_fields_at_once_come_back():
     # a baseline trains nothing, and regularisers and torch.compile need the lower layers at every step
     config = RunConfig(**{**OTHER, 'baseline': '', 'lower_once': False}, train=TrainConfig(**OTHER_TRAIN))
