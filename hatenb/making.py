@@ -29,8 +29,8 @@ from .core import (HatenbError, file_sha256, provenance, resolve_device, resolve
                          settings, write_json)
 from .corpora import corpus_checksum, load_corpus
 from .encoder import Encoder, encoder_digest, load_encoder
-from .evaluation import (choose_thresholds, evaluate, evaluate_at, evaluate_origins, join_predictions,
-                               save_predictions, watched_metrics)
+from .evaluation import (as_stored, choose_thresholds, evaluate, evaluate_at, evaluate_origins,
+                               join_predictions, save_predictions, watched_metrics)
 from .kinds import count_answers, has_gold, make_loss
 from .lower import lower_once
 from .pretokenize import read_lexicon
@@ -339,6 +339,7 @@ def _make(config, place, accelerator, given):
     job = _Job(config, place, accelerator, make_sources(config, place.folder.parent, given))
     way = _baseline if config.baseline else _join if config.strategy == 'join' else _train
     tables,parts = way(job)
+    tables = {s: as_stored(t) for s,t in tables.items()}
     accelerator.wait_for_everyone()
     record = _record(job, tables, parts, made_by)
     if not accelerator.is_main_process: return record

@@ -1,8 +1,9 @@
 "Every metric from stored predictions alone"
 from hatenb.evaluation.bias import bias_populations, bias_table, generalised_mean  # noqa: F401
 from hatenb.evaluation.predictions import (  # noqa: F401
-    check_predictions, check_split, definitions, evaluate, evaluate_origins, join_predictions, load_predictions,
-    main_metrics, metric_of, save_predictions, task_statistics, watched_metrics, with_gold, without_gold)
+    as_stored, check_predictions, check_split, definitions, evaluate, evaluate_origins, join_predictions,
+    load_predictions, main_metrics, metric_of, save_predictions, task_statistics, watched_metrics, with_gold,
+    without_gold)
 from hatenb.evaluation.calibration import (  # noqa: F401
     answered_tasks, apply_temperature, apply_thresholds, choose_thresholds, decisions, disagreement, evaluate_at,
     fit_temperature, fit_thresholds, reliability, reliability_figure)

@@ -6,8 +6,8 @@ Docs: https://hatenb.github.io/hatenb/evaluation/predictions.html.md"""
 
 # %% auto #0
 __all__ = ['metric_of', 'definitions', 'answered_questions', 'check_predictions', 'task_statistics', 'evaluate',
-           'evaluate_origins', 'main_metrics', 'watched_metrics', 'save_predictions', 'without_gold', 'check_split',
-           'with_gold', 'load_predictions', 'join_predictions']
+           'evaluate_origins', 'main_metrics', 'watched_metrics', 'as_stored', 'save_predictions', 'without_gold',
+           'check_split', 'with_gold', 'load_predictions', 'join_predictions']
 
 # %% ../../nbs/evaluation/02_predictions.ipynb #b147ff1a
 import contextlib
@@ -147,6 +147,16 @@ def watched_metrics(
     return _chosen_metrics(results, lambda kind: kind.watched)
 
 # %% ../../nbs/evaluation/02_predictions.ipynb #b279d7c2
+def _answer_columns(table):
+    "The columns that show that a question was answered"
+    return {kind_of(q).columns(q)[0] for c in table['corpus'].unique() for q in corpora[c].questions}
+
+def as_stored(table:pd.DataFrame) -> pd.DataFrame:
+    "The table with its probabilities in half precision; answers that are one number a post stay as they are"
+    def _half(v): return np.asarray(v, np.float16).astype(np.float32) if np.ndim(v) else v
+    lists = [c for c in table if c in _answer_columns(table) and table[c].dtype == object]
+    return table.assign(**{c: list(map(_half, table[c])) for c in lists})
+
 def save_predictions(table:pd.DataFrame, path:str|Path):
     "Write a predictions table"
     with atomic_write(path) as tmp:
@@ -221,10 +231,6 @@ def _filled(a, b, column, post):
         raise HatenbError(f'two of the tables answer {column}', '/'.join(post),
                           'Join runs of different tasks, or of different parts of the outputs.')
     return np.where(np.isnan(a), b, a)
-
-def _answer_columns(table):
-    "The columns that show that a question was answered"
-    return {kind_of(q).columns(q)[0] for c in table['corpus'].unique() for q in corpora[c].questions}
 
 # %% ../../nbs/evaluation/02_predictions.ipynb #db0f06e5
 def join_predictions(
