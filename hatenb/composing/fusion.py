@@ -64,27 +64,30 @@ class LayerFusion(nn.Module):
         self.value = nn.Parameter(torch.eye(out)) if dynamic else None
 
     def forward(self,
-        out:Tensor,     # [B,L,out] of the frozen layer
-        updates:Tensor, # [B,L,n,out] what each source would add
+        out:Tensor,       # [B,L,out] of the frozen layer
+        x:Tensor,         # [B,L,in] its input
+        factors:list[tuple[Tensor,Tensor,float]], # of each source: B [out,r], A [r,in], scaling
     ) -> Tensor:
-        "[B,L,out] what the mixture adds"
-        scores = (self.query(out).unsqueeze(-2)*self.key(updates)).sum(-1).float()/self.query.out_features**.5
-        mixed = (self.scores(scores).softmax(-1).to(updates.dtype).unsqueeze(-1)*updates).sum(-2)
+        "[B,L,out] what the mixture adds; what single sources would add is never there in full, only what they read"
+        ranks = [len(A) for _,A,_ in factors]
+        A,B = torch.cat([A for _,A,_ in factors]),torch.cat([B*s for B,_,s in factors], 1)
+        read = x @ A.T.to(x.dtype)                                                        # [B,L,sum of ranks]
+        to_keys = torch.block_diag(*(self.key.weight @ b for b in B.split(ranks, 1)))
+        keys = (read @ to_keys.T.to(x.dtype)).unflatten(-1, (len(ranks), -1))             # [B,L,n,width]
+        scores = (self.query(out).unsqueeze(-2)*keys).sum(-1).float()/self.query.out_features**.5
+        weights = self.scores(scores).softmax(-1).to(x.dtype)
+        share = weights.repeat_interleave(torch.tensor(ranks, device=x.device), -1)
+        mixed = (read*share) @ B.T.to(x.dtype)
         return mixed if self.value is None else mixed @ self.value.T.to(mixed.dtype)
 
 # %% ../../nbs/composing/02_fusion.ipynb #602259b7
-def _added(factors, x): # [B,L,n] → [B,L,m]
-    B,A,scaling = factors
-    return (x @ A.T.to(x.dtype)) @ B.T.to(x.dtype) * scaling
-
 def _fusing_hook(encoder, path):
     "A forward hook for the layer at `path` that adds the fusion in use"
     def hook(layer, args, out):
         name = encoder.fusing
         if name is None or name not in getattr(layer, 'fusions', ()): return out
-        x,sources = args[0].to(out.dtype),encoder.composites[name].factors
-        updates = torch.stack([_added(f[path], x) for f in sources.values() if path in f], -2)
-        return out + layer.fusions[name](out, updates)
+        factors = [f[path] for f in encoder.composites[name].factors.values() if path in f]
+        return out + layer.fusions[name](out, args[0].to(out.dtype), factors)
     return hook
 
 # %% ../../nbs/composing/02_fusion.ipynb #cfa7b829
