@@ -263,6 +263,16 @@ def _compare_study(
     from hatenb.studies import Study
     for c in compare_study(Study.load(path), results): print(f'{c["name"]}: {len(c["rows"])} rows')
 
+@app.command('recompute')
+def _recompute(
+    path:Annotated[Path, typer.Argument(help='a study file')],
+    results:Annotated[Optional[Path], typer.Option(help='the folder of published results')]=None,
+):
+    "Every figure and test of a study, from the published predictions of its runs; records may be gone"
+    from hatenb.comparisons import recompute
+    from hatenb.studies import Study
+    for c in recompute(Study.load(path), results): print(f'{c["name"]}: {len(c["rows"])} rows')
+
 # %% ../nbs/13_cli.ipynb #bb0c48d7
 @app.command('evaluate')
 def _evaluate(

@@ -7,8 +7,8 @@ Docs: https://hatenb.github.io/hatenb/reports.html.md"""
 # %% auto #0
 __all__ = ['tables', 'palette', 'marks', 'strategy_styles', 'main_only', 'quality', 'further', 'everything', 'label_of',
            'strategy_label', 'method_name', 'tasks_name', 'run_names', 'results_rows', 'metric_columns', 'best_of',
-           'text_table', 'results_text', 'results_html', 'metrics_html', 'best_by_strategy', 'published_records',
-           'train_part_note', 'strategy_style', 'results_figure', 'trained_tasks', 'curves_figure', 'write_report']
+           'text_table', 'results_text', 'results_html', 'metrics_html', 'published_records', 'train_part_note',
+           'strategy_style', 'results_figure', 'trained_tasks', 'curves_figure', 'write_report']
 
 # %% ../nbs/12_reports.ipynb #73940323
 import base64, collections, html, io, itertools, numbers, textwrap
@@ -31,7 +31,6 @@ from .kinds import kind_of, losses
 from .merging import merge_rules
 from .regularisers import regularisers
 from .runs import RunConfig, decided_values, flat_settings, strategy_of
-from .studies import validation_score
 from .tasks import Task, question_of
 
 # %% ../nbs/12_reports.ipynb #42a4a397
@@ -379,25 +378,6 @@ def metrics_html(records:list[dict], split:str='test') -> str:
     "Every metric of the records, a table a task"
     rows = results_rows(records, split, everything)
     return ''.join(_task_metrics(rows, t) for t in dict.fromkeys(c.split()[0] for c in metric_columns(rows)))
-
-# %% ../nbs/12_reports.ipynb #e3b4d288
-def best_by_strategy(
-    records:list[dict],
-    tasks:list[str],     # that a strategy has to answer
-) -> dict[str,tuple[list[dict],int]]: # strategy → the chosen run, or one a task; and how many there were to choose from
-    """The run of each strategy that did best on validation posts; raises `HatenbError` for a strategy that nobody
-    registered"""
-    tried = collections.defaultdict(list)
-    for r in {r['id']: r for r in records}.values(): tried[strategy_of(r['config'])].append(r)
-    def _answering(rs, ts): return [r for r in rs if set(r['metrics']['test']) == set(ts)]
-    out = {}
-    for strategy,rs in tried.items():
-        groups = [_answering(rs, [t]) for t in tasks] if strategy == 'single' else [_answering(rs, tasks)]
-        if all(groups): out[strategy] = [max(g, key=validation_score) for g in groups],sum(map(len, groups))
-    order = [*_first_strategies, *(k for k in out if k not in (*_first_strategies, *baselines)), *_last_strategies]
-    return {k: out[k] for k in order if k in out}
-
-_first_strategies,_last_strategies = ('single','shared','merge','fuse'),('tfidf','majority')
 
 # %% ../nbs/12_reports.ipynb #43b32a80
 def published_records(

@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/studies.html.md"""
 # %% auto #0
 __all__ = ['run_engines', 'expand', 'random_draws', 'Study', 'Comparison', 'validation_score', 'chosen_run', 'core_shares',
            'registering_modules', 'run_study', 'demo_study', 'results_folder', 'PublishedStudy', 'study_path',
-           'read_study', 'study_records', 'results_card', 'publish']
+           'read_study', 'study_split', 'study_records', 'results_card', 'publish']
 
 # %% ../nbs/10c_studies.ipynb #bc373b34
 import dataclasses, importlib, itertools, multiprocessing, multiprocessing.connection, os, signal, sys, threading
@@ -80,8 +80,8 @@ def _merge(a, b):
     return {**a, **{k: _one(k, v) for k,v in b.items()}}
 
 def _sources_of(base, sources, tasks):
-    """`sources` given as a table are runs of their own, by default one for each task; tables in a list are one run each.
-    They have the seed of the run, unless they say another"""
+    """`sources` given as a table are runs of their own, by default one for each task; tables in a list are one run
+    each. They have the seed of the run, unless they say another"""
     if isinstance(sources, dict): return expand(_merge(base, {'tasks': [[t] for t in task_keys(*tasks)], **sources}))
     return [_merge(base, s) if isinstance(s, dict) else s for s in sources]
 
@@ -107,13 +107,13 @@ def _expand_run(base, r):
 class Study:
     "A named list of runs with its plan"
     name: str
-    runs: list[RunConfig]                # none, where it only compares runs of other studies
+    runs: list[RunConfig]
     title: str = ''
     # in words: what is asked, how each side is tuned, how many seeds, and what was departed from
     plan: str = ''
     titles: dict[str,str] = field(default_factory=dict)   # id of a run → what tables call it
     comparisons: list[dict] = field(default_factory=list) # see `Comparison`
-    studies: list[str] = field(default_factory=list)      # whose published runs it is made of, besides its own
+    hold_test: bool = False              # compare on validation posts until all runs are there: test is read once
     file: str = ''                       # SHA-256 of the study file
 
     @property
@@ -124,7 +124,6 @@ class Comparison(TypedDict):
     "What is compared with what: every run of the study that fits `runs`, with a base, over the same test posts"
     name: str                         # e.g. plain, tuned
     runs: NotRequired[dict]           # settings that a run has; a list: one of these
-    best: NotRequired[bool]           # only the one of these that did best on validation
     base: NotRequired[dict]           # settings that its base has
     # settings in which the base is like the run, e.g. train.lr; all others are at their defaults,
     same: NotRequired[list[str]]
@@ -150,23 +149,23 @@ def _configs(base, r, place):
     return [RunConfig.from_dict(c, place) for c in found]
 
 _study_keys = dict(name=str, title=str, plan=str, base=dict, runs=list[dict], comparisons=list[Comparison],
-                   studies=list[str])
+                   hold_test=bool)
 
 @patch(cls_method=True)
 def from_dict(cls:Study, d:dict, place='the study') -> Study:
     "Build a study from its parts: name, title, plan, base, runs, comparisons; raises `HatenbError` for what cannot be"
     if unknown := set(d)-set(_study_keys):
         raise HatenbError(f'unknown key {sorted(unknown)[0]!r}', place, f'A study has {", ".join(_study_keys)}.')
-    if not d.get('name') or not (d.get('runs') or d.get('studies')):
+    if not d.get('name') or not d.get('runs'):
         raise HatenbError('a study needs a name and runs', place, 'Add `name = "…"` and `[[runs]]`.')
     for k,v in d.items(): check_type(v, _study_keys[k], f'{place}, {k}')
     runs,titles = {},{}
-    for i,r in enumerate(d.get('runs', [])):
+    for i,r in enumerate(d['runs']):
         for c in _configs(d.get('base', {}), r, f'{place}, run {i+1}'):
             runs[c.id] = c
             if 'title' in r: titles[c.id] = _titled(r['title'], c, f'{place}, run {i+1}, title')
     return cls(d['name'], list(runs.values()), d.get('title', ''), d.get('plan', ''), titles, d.get('comparisons', []),
-               d.get('studies', []))
+               d.get('hold_test', False))
 
 # %% ../nbs/10c_studies.ipynb #e127f453
 def _titled(title, config, place):
@@ -433,9 +432,8 @@ def run_study(
         lines = '\n'.join(f'{name}: {why}' for name,why in failed.items())
         raise HatenbError(f'{len(failed)} of {len(study.runs)} runs failed; the others are done.\n{lines}', study.name,
                           'Mend the cause and run the study again.')
-    more = [n for s in study.studies for n in study_records(s)]
     folders = [run_folder(c, runs_path) for c in study.runs]
-    return [*({**read_record(f.record_file), 'folder': str(f.folder)} for f in folders), *more]
+    return [{**read_record(f.record_file), 'folder': str(f.folder)} for f in folders]
 
 # %% ../nbs/10c_studies.ipynb #d6579370
 def _demo_runs(tasks, quantization):
@@ -481,6 +479,8 @@ class PublishedStudy(TypedDict):
     runs: list[str]                # names, in the study's order
     titles: dict[str,str]          # id of a run → what tables call it
     comparisons: list[dict]        # see `hatenb.comparisons`
+    planned: NotRequired[int]      # how many runs the study file has
+    hold_test: NotRequired[bool]   # as in the study file
 
 def study_path(name:str, results:str|Path|None=None) -> Path:
     "Where a study is kept"
@@ -492,6 +492,11 @@ def read_study(name:str, results:str|Path|None=None) -> PublishedStudy:
     found = read_json(path)
     check_type(found, PublishedStudy, str(path))
     return found
+
+def study_split(published:PublishedStudy) -> str:
+    "On which posts a study is compared: test; validation while it holds test back and runs are missing"
+    missing = len(published['runs']) < published.get('planned', 0)
+    return 'validation' if published.get('hold_test') and missing else 'test'
 
 # %% ../nbs/10c_studies.ipynb #b5869e9e
 def study_records(
@@ -518,7 +523,8 @@ def _publish_study(study, names, results):
     try: compared = read_study(study.name, results)['comparisons']
     except HatenbError: compared = []
     kept = PublishedStudy(name=study.name, title=study.title, plan=study.plan, file=study.file, runs=names,
-                          titles=study.titles, comparisons=compared)
+                          titles=study.titles, comparisons=compared, planned=len(study.runs),
+                          hold_test=study.hold_test)
     write_json(study_path(study.name, results), kept)
 
 # %% ../nbs/10c_studies.ipynb #fb6f6010
@@ -608,8 +614,6 @@ def publish(
 ) -> list[Path]: # of the runs
     "Copy records and predictions to `results`/runs, and what is kept of their study to `results`/studies"
     out = [_publish_run(r, Path(results)/'runs'/r['name'], predictions) for r in records]
-    if study:
-        more = [n for s in study.studies for n in read_study(s, results)['runs']]
-        _publish_study(study, list(dict.fromkeys([*(r['name'] for r in records), *more])), results)
+    if study: _publish_study(study, [r['name'] for r in records], results)
     with atomic_write(Path(results)/'README.md') as tmp: tmp.write_text(results_card(results), encoding='utf-8')
     return out

@@ -1,17 +1,26 @@
 "What a study compares with what: hand-made records, hand-made predictions, and what is noticed when a record changes"
 
-import dataclasses, json
+import dataclasses, json, shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from hatenb.comparisons import base_of, compare_study, comparisons_table, has_settings, sides_of
+from hatenb.comparisons import (
+    base_of,
+    compare_study,
+    comparisons_table,
+    has_settings,
+    recompute,
+    sides_of,
+    write_gold,
+)
 from hatenb.core import HatenbError, write_json
 from hatenb.evaluation import compare, evaluate, load_predictions, save_predictions
 from hatenb.corpora import load_corpus
-from hatenb.runs import Run, RunConfig, RunFolder
-from hatenb.studies import Study, publish, read_study, study_records, study_path
+from hatenb.runs import Run, RunConfig, RunFolder, decided_values
+from hatenb.studies import Study, publish, read_study, results_folder, study_path, study_records, study_split
 from hatenb.training import TrainConfig
 
 TASKS = 'mini/label', 'mini/target'
@@ -67,15 +76,13 @@ def test_apart_there_is_a_base_for_each_task():
     assert found == [(RULE['name'], ALONE[0]['name']), (RULE['name'], ALONE[2]['name'])]
 
 
-def test_only_the_best_of_those_that_fit_is_compared():
+def test_merged_runs_are_compared_with_a_base_for_each_task():
     merged = [
         record(s, strategy='merge', strategy_options=dict(rule=r), sources=[dict(tasks=[t]) for t in TASKS])
         for s, r in ((0.4, 'ties'), (0.6, 'knots'))
     ]
-    c = dict(
-        name='merge', runs=dict(strategy='merge'), best=True, base=dict(strategy='single'), free=['all'], apart=True
-    )
-    assert [a[0] for a, _ in pairs(c, [*RECORDS, *merged])] == [merged[1]['name']] * 2
+    c = dict(name='merge', runs=dict(strategy='merge'), base=dict(strategy='single'), free=['all'], apart=True)
+    assert [a[0] for a, _ in pairs(c, [*RECORDS, *merged])] == [r['name'] for r in merged for _ in TASKS]
     assert has_settings(
         merged[0], dict(strategy=['merge', 'fuse'], strategy_options=dict(rule='ties'))
     ) and not has_settings(BEST, dict(strategy='single'))
@@ -220,11 +227,91 @@ def test_a_comparison_that_cannot_be_is_told(c, words):
 
 def test_what_is_published_holds():
     "The project's own comparisons: none is stale, all are declared"
-    from pathlib import Path
-
     for file in (Path(__file__).parent.parent / 'studies').glob('*.toml'):
         if not study_path(file.stem).exists(): continue     # a plan that is not carried out yet
         study, kept = Study.load(file), read_study(file.stem)
         assert {c['name'] for c in kept['comparisons']} <= {c['name'] for c in study.comparisons}
         table = comparisons_table(file.stem)
         assert len(table) == sum(len(r['table']) for c in kept['comparisons'] for r in c['rows'])
+
+
+def values(results):
+    "Every number of the records and comparisons below a folder"
+    runs = {f.parent.name: json.loads(f.read_text()) for f in results.glob('runs/*/record.json')}
+    figures = {n: {k: r[k] for k in ('id', 'config', 'metrics', 'decided')} for n, r in runs.items()}
+    return figures, read_study('hand', results)
+
+
+def test_all_figures_come_again_from_predictions_alone(hand, monkeypatch):
+    path, records = hand
+    results = path / 'results'
+    publish(records, results, study=STUDY)
+    write_gold('mini', results)
+    recompute(STUDY, results, 20)
+    before = values(results)
+    shutil.rmtree(results / 'studies')
+    for f in results.glob('runs/*/record.json'):
+        f.unlink()
+    monkeypatch.setenv('HATENB_DATA', str(path / 'nowhere'))
+    recompute(STUDY, results, 20)
+    assert values(results) == before
+    table = comparisons_table('hand', results).set_index('metric')
+    assert table.loc['accuracy', 'finding'] == 'better'
+    known = {s: ms['mini/label'] for s, ms in records[0]['metrics'].items()}
+    (found,) = (r['metrics'] for r in before[0].values() if r['id'] == records[0]['id'])
+    for s in known:
+        assert found[s]['mini/label']['accuracy'] == known[s]['accuracy']
+
+
+def test_a_run_without_predictions_keeps_its_record_and_one_without_both_is_left_out(hand):
+    path, records = hand
+    results = path / 'results'
+    publish(records, results, study=STUDY)
+    write_gold('mini', results)
+    shutil.rmtree(results / 'runs' / records[0]['name'] / 'predictions')
+    shutil.rmtree(results / 'runs' / records[1]['name'])
+    (found,) = recompute(STUDY, results, 20)
+    assert found['rows'] == [] and read_study('hand', results)['runs'] == [records[0]['name']]
+
+
+def test_test_posts_are_held_back_until_all_runs_are_there(tmp_path):
+    one = dict(tasks=['mini/label'], baseline=['majority', 'tfidf'])
+    parts = dict(name='hand', comparisons=STUDY.comparisons, hold_test=True)
+    whole = Study.from_dict(parts | dict(runs=[one, dict(tasks=['mini/label'], seed=7, baseline='majority')]))
+    records = [made_by_hand(tmp_path / 'runs', c, right) for c, right in zip(whole.runs, (0.4, 0.8, 0.4))]
+    for r in records:
+        (tmp_path / 'runs' / r['name'] / 'predictions' / 'test.parquet').rename(tmp_path / r['name'])
+    publish(records[:2], tmp_path / 'results', predictions=False, study=whole)
+    (found,) = compare_study(whole, tmp_path / 'results', tmp_path / 'runs')
+    assert [r['split'] for r in found['rows']] == ['validation']
+    assert study_split(read_study('hand', tmp_path / 'results')) == 'validation'
+    assert len(comparisons_table('hand', tmp_path / 'results'))
+    publish(records, tmp_path / 'results', predictions=False, study=whole)
+    for r in records:
+        (tmp_path / r['name']).rename(tmp_path / 'runs' / r['name'] / 'predictions' / 'test.parquet')
+    (found,) = compare_study(whole, tmp_path / 'results', tmp_path / 'runs')
+    assert [r['split'] for r in found['rows']] == ['test']
+
+
+def test_every_number_of_the_main_study_comes_again_from_its_predictions(tmp_path):
+    "Records gone, no corpora: what the page of the answer says is computed from what is committed"
+    study, results = Study.load(Path(__file__).parent.parent / 'studies' / 'main.toml'), results_folder()
+    published = read_study('main', results)
+    for n in published['runs']:
+        shutil.copytree(results / 'runs' / n / 'predictions', tmp_path / 'runs' / n / 'predictions')
+    shutil.copytree(results / 'gold', tmp_path / 'gold')
+    found = recompute(study, tmp_path, n_boot=0)
+    split = study_split(published)
+    for n in published['runs']:
+        old, new = (decided_values(Run(p / 'runs' / n).record, split) for p in (results, tmp_path))
+        for task, metrics in old.items():
+            for m, v in metrics.items():
+                if isinstance(v, dict) and v.get('value') is not None:
+                    assert new[task][m]['value'] == pytest.approx(v['value'], abs=1e-9), (n, task, m)
+    assert [(c['name'], len(c['rows'])) for c in found] == [(c['name'], len(c['rows'])) for c in published['comparisons']]
+    for c, known in zip(found, published['comparisons']):
+        for row, old in zip(c['rows'], known['rows']):
+            assert (row['runs'], row['base']) == (old['runs'], old['base'])
+            for a, b in zip(row['table'], old['table']):
+                for k in ('a', 'b', 'difference', 'low', 'high', 'p', 'corrected', 'equivalence_corrected'):
+                    assert a[k] == pytest.approx(b[k], abs=1e-6), (row['runs'][0], a['task'], k)

@@ -580,7 +580,7 @@ def test_no_rationale_at_all():
         'hatexplain/rationale'
     )
     assert found['posts'] == 0 and main_metrics({'hatexplain/rationale': found}) == {
-        'hatexplain/rationale.token_f1': 0.0
+        'hatexplain/rationale.token_f1_thresholded': 0.0
     }
 
 

@@ -88,8 +88,8 @@ class TokenBinary(Focal):
 @kinds.register('tokens')
 class Tokens(Kind):
     "One decision a word"
-    head,loss,main,watched = TokensHead,'focal','token_f1',('auprc',)
-    quality = 'token_f1','iou_f1','auprc'
+    head,loss,main,watched = TokensHead,'focal','token_f1_thresholded',('auprc',)
+    quality = 'token_f1_thresholded','token_f1','auprc'
     suffixes = 'token_prob','token_word'
     decided = 'token_f1_thresholded','iou_f1_thresholded','rationale_f1_pooled'
     calibrates = True
@@ -211,19 +211,20 @@ def _iou(suffix):
         return divide(2*p*r, p+r, 0.)
     return _of_marked(_f1)
 
-Tokens.metric('token_f1', 'token F1', 'F1 of the five highest words (of equal ones the earlier) against the words any '
+Tokens.metric('token_f1', 'token F1 (top 5)', 'F1 of the five highest words (of equal ones the earlier) against the words any '
               'annotator marked, mean over posts that are asked about', _eraser)(_mean('token_f1'))
-Tokens.metric('token_f1_ties', 'token F1 (ties)', 'the same, expected if equal words are taken at random')(
+Tokens.metric('token_f1_ties', 'token F1 (top 5, ties)', 'the same, expected if equal words are taken at random')(
     _mean('token_f1_ties'))
-Tokens.metric('iou_f1', 'IOU F1', 'the five highest words as spans; a hit covers a gold span by half; F1 of mean '
+Tokens.metric('iou_f1', 'IOU F1 (top 5)', 'the five highest words as spans; a hit covers a gold span by half; F1 of mean '
               'precision and mean recall', _eraser)(_iou(''))
 _ = Tokens.metric('auprc', 'AUPRC', 'area under the precision-recall curve over words, mean over posts', _eraser)(
     _mean('auprc'))
 
 # %% ../../nbs/kinds/03_tokens.ipynb #79fcd484
-Tokens.metric('token_f1_thresholded', 'token F1 (p ≥ ½)', 'token F1 of all words of at least one half, however many')(
-    _mean('token_f1_thresholded'))
-Tokens.metric('iou_f1_thresholded', 'IOU F1 (p ≥ ½)', 'IOU F1 of the spans of words of at least one half')(
+Tokens.metric('token_f1_thresholded', 'token F1', 'F1 of all words of at least one half (in tables: of the threshold '
+              'chosen on validation, where the record has one) against the words any annotator marked, mean over posts '
+              'that are asked about')(_mean('token_f1_thresholded'))
+Tokens.metric('iou_f1_thresholded', 'IOU F1', 'IOU F1 of the spans of these words')(
     _iou('_thresholded'))
 
 @Tokens.metric('rationale_f1_pooled', 'pooled F1', 'mean of the F1 of marked and of unmarked words, all words together',
