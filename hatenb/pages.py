@@ -61,10 +61,10 @@ def main_value(
 ) -> dict|None:         # value, low, high (and seeds, where there are several); or None where no run answers the task
     "The main metric of a task with its 95 % interval; of several seeds their mean, plus and minus a standard deviation"
     found = [v for rs in by_seed(records).values() if (v := _value_of(rs, task, split))]
-    if len(found) < 2: return found[0] if found else None
-    values = [v['value'] for v in found]
+    values = [v['value'] for v in found if v['value'] is not None]
+    if len(values) < 2: return found[0] if found else None
     mean,sd = np.mean(values),np.std(values, ddof=1)
-    return dict(value=float(mean), low=float(mean-sd), high=float(mean+sd), seeds=len(found))
+    return dict(value=float(mean), low=float(mean-sd), high=float(mean+sd), seeds=len(values))
 
 def _value_of(records, task, split):
     for r in records:
@@ -327,7 +327,7 @@ def draw_interval(
     filled:bool=True,
 ):
     "A value as a mark, its interval as a line through it; nothing where there is no value"
-    if v is None: return
+    if v is None or v['value'] is None: return
     if v.get('low') is not None: ax.plot([v['low'], v['high']], [y, y], color=color, lw=2)
     ax.plot(v['value'], y, marker, color=color, ms=7, mfc=color if filled else 'white')
 
