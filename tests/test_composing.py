@@ -12,7 +12,7 @@ from hatenb.composing import adapter_name, make_strategy, strategy_model
 from hatenb.core import HatenbError
 from hatenb.kinds import count_answers, make_head
 from hatenb.encoder import load_encoder, tensor_digest
-from hatenb.evaluation import evaluate, join_predictions, load_predictions, watched_metrics
+from hatenb.evaluation import as_stored, evaluate, join_predictions, load_predictions, watched_metrics
 from hatenb.tasks import Task, partitions
 from hatenb.making import make_run as run, make_sources, run_corpora, run_encoder
 from hatenb.runs import Run, RunConfig, run_model, run_strategy, source_folders
@@ -73,7 +73,7 @@ def test_a_run_loads_again_with_the_same_predictions(runs, name):
     assert record['adapters'] and all((folder/'adapters'/a).is_dir() for a in record['adapters'])
     if c.sources: assert len(record['sources']) == len(c.sources)
     model = Run(folder).model()
-    same_table(predict(model, posts_of(model, c)['test']), load_predictions(folder/'predictions'/'test.parquet'))
+    same_table(as_stored(predict(model, posts_of(model, c)['test'])), load_predictions(folder/'predictions'/'test.parquet'))
     if c.strategy == 'fuse':
         looks = record['attention']['fused']
         by_layer = {}
@@ -84,10 +84,10 @@ def test_a_run_loads_again_with_the_same_predictions(runs, name):
 def test_another_process_predicts_the_same(runs):
     c = RUNS['fuse lora']
     run(c, runs)
-    code = ("import sys, json; from pathlib import Path; from hatenb.runs import *; from hatenb.making import *; from hatenb.training import predict; from hatenb.batches import Posts; from hatenb.evaluation import save_predictions\n"
+    code = ("import sys, json; from pathlib import Path; from hatenb.runs import *; from hatenb.making import *; from hatenb.training import predict; from hatenb.batches import Posts; from hatenb.evaluation import as_stored, save_predictions\n"
             "f = Path(sys.argv[1]); m = Run(f).model(); c = RunConfig.from_dict(json.loads((f/'config.json').read_text()))\n"
             "d = run_corpora(c, m.encoder.tokenizer)\n"
-            "save_predictions(predict(m, {k: Posts(v['test'], k, m.encoder.tokenizer.pad_token_id) for k,v in d.items()}), sys.argv[2])")
+            "save_predictions(as_stored(predict(m, {k: Posts(v['test'], k, m.encoder.tokenizer.pad_token_id) for k,v in d.items()})), sys.argv[2])")
     out = runs/'again.parquet'
     subprocess.run([sys.executable, '-c', code, str(runs/c.name), str(out)], check=True, timeout=300)
     same_table(load_predictions(out), load_predictions(runs/c.name/'predictions'/'test.parquet'))

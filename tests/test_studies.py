@@ -472,7 +472,7 @@ def test_a_loaded_run_predicts_what_it_predicted(neural):
     assert again['id'].tolist() == stored['id'].tolist()
     for c in ('label_prob', 'target_prob', 'rationale_token_prob', 'score_pred'):
         for a, b in zip(again[c].dropna(), stored[c].dropna()):
-            np.testing.assert_allclose(a, b, atol=1e-6)
+            np.testing.assert_allclose(a, b, atol=3e-4)  # stored in half precision
 
 
 def test_published_records_leave_the_gold_to_the_corpora(neural, tmp_path):
