@@ -8,8 +8,8 @@ Docs: https://hatenb.github.io/hatenb/pages.html.md"""
 __all__ = ['with_config', 'the_one', 'by_seed', 'main_value', 'posts_seen', 'mean_score', 'main_label', 'main_metric_of',
            'in_digits', 'signed', 'with_interval', 'percent', 'gap', 'in_words', 'listed', 'sentence', 'verdicts',
            'study_rows', 'study_pairs', 'answer_sentence', 'scorecard', 'table_html', 'scores_html', 'folded',
-           'all_metrics', 'differences_html', 'row_styles', 'draw_interval', 'scores_figure', 'differences_figure',
-           'pairs_of', 'communities_figure', 'by_block']
+           'all_metrics', 'differences_html', 'pace', 'costs_html', 'draws_html', 'row_styles', 'draw_interval',
+           'scores_figure', 'differences_figure', 'pairs_of', 'communities_figure', 'by_block']
 
 # %% ../nbs/12b_pages.ipynb #6e82a9bc
 import html, textwrap
@@ -26,9 +26,9 @@ from .comparisons import comparisons_table
 from .core import HatenbError, read_json
 from .corpora import corpora
 from .evaluation import main_metrics, metric_of
-from .reports import results_html, strategy_label, strategy_style, train_part_note
+from .reports import results_html, run_names, strategy_label, strategy_style, train_part_note
 from .runs import decided_values
-from .studies import read_study, results_folder, study_records
+from .studies import read_study, results_folder, study_records, validation_score
 
 # %% ../nbs/12b_pages.ipynb #0cb85cde
 def with_config(
@@ -307,6 +307,36 @@ def differences_html(
     said = ('Below, the 95 % interval. Bold: significant (p &lt; .05); =: equivalent within one point (p &lt; .05); '
             'both corrected for all comparisons.')
     return table_html(cells, [main_label(t) for t in tasks], caption, said=said)
+
+# %% ../nbs/12b_pages.ipynb #43304412
+def pace(
+    records:list[dict], # of one row
+) -> float:
+    "Posts a second for all answers, its runs one after the other; the mean over seeds"
+    return float(np.mean([1/sum(1/r['cost']['predict_posts_per_second'] for r in rs)
+                          for rs in by_seed(records).values()]))
+
+def costs_html(
+    rows:dict[str,list[dict]], # what a row is called → its records, of trained runs
+    caption:str='What it costs',
+) -> str:
+    "Passes of the encoder a post, megabytes of adapters, millions of trained parameters and posts a second"
+    def _mean(rs, of): return np.mean([sum(map(of, x)) for x in by_seed(rs).values()])
+    def _cells(rs):
+        stored,trained = (_mean(rs, lambda r: r['cost'][k])/1e6 for k in ('adapter_bytes', 'trainable_parameters'))
+        return [f'{_mean(rs, lambda r: 1):.0f}', f'{stored:.1f}', f'{trained:.2f}', f'{pace(rs):.0f}']
+    columns = ['passes a post', 'adapters, MB', 'trained parameters, M', 'posts/s']
+    return table_html({n: _cells(rs) for n,rs in rows.items()}, columns, caption)
+
+def draws_html(
+    draws:dict[str,list[dict]], # what was searched → the records of all draws
+    caption:str='The chosen draws',
+) -> str:
+    "How many draws there were, the best score on validation, and the settings that it had"
+    def _cells(rs):
+        i = int(np.argmax([validation_score(r) for r in rs]))
+        return [f'{len(rs)}', in_digits(validation_score(rs[i])), run_names(rs)[i].partition(', ')[2]]
+    return table_html({n: _cells(rs) for n,rs in draws.items()}, ['draws', 'best', 'its settings'], caption)
 
 # %% ../nbs/12b_pages.ipynb #6a6c7f9e
 def row_styles(rows:dict[str,list[dict]]) -> dict[str,dict]: # what a row is called → color, marker, filled

@@ -116,7 +116,7 @@ def test_searched_weights_are_the_best_that_were_tried(runs):
     search, validation = record['notes']['search'], record['metrics']['validation']
     assert len(search['tries']) == 4 and search['tries'][0]['coefficients'] == [1, 1, 1]
     assert search['best']['score'] == max(t['score'] for t in search['tries'])
-    assert search['best']['score'] == pytest.approx(np.mean(list(watched_metrics(validation).values())))   # what is kept is what was scored
+    assert search['best']['score'] == pytest.approx(np.mean(list(watched_metrics(validation).values())), abs=2e-3)   # what is kept is what was scored, in half precision
     given = config('merge', 'lora', strategy_options=dict(coefficients=search['best']['coefficients'], rank=2))
     for task, values in run(given, runs)['metrics']['test'].items():
         for m, v in values.items():

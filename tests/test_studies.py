@@ -623,7 +623,7 @@ def test_a_lexicon_is_counted_and_learned_from(tmp_path):
     t = predict(model, {'mini': Posts(corpora['mini']['test'], 'mini', model.encoder.tokenizer.pad_token_id)})
     stored = load_predictions(tmp_path / 'runs' / with_terms.name / 'predictions' / 'test.parquet')
     for x, y in zip(t.label_prob, stored.label_prob):
-        np.testing.assert_array_equal(x, y)
+        np.testing.assert_allclose(x, y, atol=3e-4)  # stored in half precision
 
 
 @pytest.mark.parametrize(

@@ -211,12 +211,12 @@ def _iou(suffix):
         return divide(2*p*r, p+r, 0.)
     return _of_marked(_f1)
 
-Tokens.metric('token_f1', 'token F1 (top 5)', 'F1 of the five highest words (of equal ones the earlier) against the words any '
-              'annotator marked, mean over posts that are asked about', _eraser)(_mean('token_f1'))
+Tokens.metric('token_f1', 'token F1 (top 5)', 'F1 of the five highest words (of equal ones the earlier) against the '
+              'words any annotator marked, mean over posts that are asked about', _eraser)(_mean('token_f1'))
 Tokens.metric('token_f1_ties', 'token F1 (top 5, ties)', 'the same, expected if equal words are taken at random')(
     _mean('token_f1_ties'))
-Tokens.metric('iou_f1', 'IOU F1 (top 5)', 'the five highest words as spans; a hit covers a gold span by half; F1 of mean '
-              'precision and mean recall', _eraser)(_iou(''))
+Tokens.metric('iou_f1', 'IOU F1 (top 5)', 'the five highest words as spans; a hit covers a gold span by half; F1 of '
+              'mean precision and mean recall', _eraser)(_iou(''))
 _ = Tokens.metric('auprc', 'AUPRC', 'area under the precision-recall curve over words, mean over posts', _eraser)(
     _mean('auprc'))
 
