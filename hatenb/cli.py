@@ -257,21 +257,14 @@ def _differences(table):
 def _compare_study(
     path:Annotated[Path, typer.Argument(help='a study file that declares comparisons')],
     results:Annotated[Optional[Path], typer.Option(help='the folder of published results')]=None,
+    anew:Annotated[bool, typer.Option('--recompute', help='have every figure of the runs again first, from their '
+                                                          'published predictions alone; records may be gone')]=False,
 ):
     "What a study declares to be compared, from the predictions of its published runs; kept with the study"
-    from hatenb.comparisons import compare_study
+    from hatenb.comparisons import compare_study, recompute
     from hatenb.studies import Study
-    for c in compare_study(Study.load(path), results): print(f'{c["name"]}: {len(c["rows"])} rows')
-
-@app.command('recompute')
-def _recompute(
-    path:Annotated[Path, typer.Argument(help='a study file')],
-    results:Annotated[Optional[Path], typer.Option(help='the folder of published results')]=None,
-):
-    "Every figure and test of a study, from the published predictions of its runs; records may be gone"
-    from hatenb.comparisons import recompute
-    from hatenb.studies import Study
-    for c in recompute(Study.load(path), results): print(f'{c["name"]}: {len(c["rows"])} rows')
+    for c in (recompute if anew else compare_study)(Study.load(path), results):
+        print(f'{c["name"]}: {len(c["rows"])} rows')
 
 # %% ../nbs/13_cli.ipynb #bb0c48d7
 @app.command('evaluate')

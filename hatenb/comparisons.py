@@ -17,7 +17,7 @@ from typing import Iterator
 import numpy as np, pandas as pd
 
 # %% ../nbs/10d_comparisons.ipynb #9892ebf4
-from .core import digest, provenance, settings, write_json
+from .core import HatenbError, digest, provenance, settings, write_json
 from .corpora import load_corpus
 from .evaluation import answered_tasks, apply_thresholds, compare, planned_family, seed_groups, without_gold
 from .kinds import gold_columns, kind_of
@@ -103,27 +103,42 @@ def write_gold(
     results:str|Path|None=None, # the folder of published results
 ):
     "Write the gold of a corpus' validation and test posts, without their words"
-    parts,folder = load_corpus(corpus),Path(results or results_folder())/'gold'
+    parts,file = load_corpus(corpus),_gold_file(corpus, results)
     columns = [c for c in gold_columns(corpus) if c in parts['test'].column_names and c != 'words']
     tables = [parts[s].select_columns(['id', *columns]).to_pandas().assign(corpus=corpus, split=s)
               for s in ('validation', 'test')]
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.concat(tables).to_parquet(folder/f'{corpus}.parquet', index=False, compression='zstd')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pd.concat(tables).to_parquet(file, index=False, compression='zstd')
 
 def published_predictions(
     folder:str|Path,  # of a published run
     split:str='test',
     results:str|Path|None=None,
 ) -> pd.DataFrame:
-    "The predictions of a published run with published gold: no corpus is needed"
-    table = without_gold(pd.read_parquet(RunFolder(folder).predictions_file(split)))
-    golds = [pd.read_parquet(Path(results or results_folder())/'gold'/f'{c}.parquet') for c in table['corpus'].unique()]
-    return table.merge(pd.concat(golds).drop(columns='split'), on=['corpus', 'id'], validate='one_to_one')
+    """The predictions of a published run with published gold: no corpus is needed. Raises `HatenbError` where a file is
+    missing or damaged, or a post has no gold"""
+    there = RunFolder(folder)
+    if there.finished: Run(folder).check_files(f'predictions/{split}.')
+    table = without_gold(_read_table(there.predictions_file(split)))
+    golds = [_read_table(_gold_file(c, results)) for c in table['corpus'].unique()]
+    known = table.merge(pd.concat(golds).drop(columns='split'), on=['corpus', 'id'], validate='one_to_one')
+    if len(known) < len(table):
+        raise HatenbError(f'{len(table)-len(known)} posts have no gold', there.predictions_file(split),
+                          'Write the gold again with `write_gold`.')
+    return known
+
+def _gold_file(corpus, results): return Path(results or results_folder())/'gold'/f'{corpus}.parquet'
+
+def _read_table(path):
+    try: return pd.read_parquet(path)
+    except (OSError, ValueError) as e:
+        raise HatenbError(f'it cannot be read: {e}', path, 'Publish predictions, or `write_gold`, again.') from None
 
 def _read_predictions(run, results, split):
     "Predictions with gold: the published one, if there is one for each corpus"
-    there = [(Path(results or results_folder())/'gold'/f'{c}.parquet').is_file() for c in run.config.corpora]
-    return published_predictions(run.folder, split, results) if all(there) else run.predictions(split)
+    if all(_gold_file(c, results).is_file() for c in run.config.corpora):
+        return published_predictions(run.folder, split, results)
+    return run.predictions(split)
 
 # %% ../nbs/10d_comparisons.ipynb #dfe9584d
 def find_predictions(
@@ -218,6 +233,7 @@ def compare_study(
     write_json(study_path(study.name, results), published | dict(comparisons=out))
     return out
 
+# %% ../nbs/10d_comparisons.ipynb #ddd5d282
 def recompute(
     study:Study,
     results:str|Path|None=None, # the folder of published results
@@ -231,7 +247,7 @@ def recompute(
         if there.predictions_file('test').is_file():
             record = Run(there.folder).record if there.finished else _bare_record(config)
             tables = {s: published_predictions(there.folder, s, results) for s in ('validation','test')}
-            write_json(there.record_file, record | figures(tables, n_boot))
+            write_json(there.record_file, record | figures(tables, n_boot) | dict(evaluated=provenance()))
         if there.finished: made.append(Run(there.folder).record | dict(folder=str(there.folder)))
     study_path(study.name, results).unlink(missing_ok=True)        # or what it found before would be kept
     publish(made, results, predictions=False, study=study)

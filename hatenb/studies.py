@@ -80,8 +80,7 @@ def _merge(a, b):
     return {**a, **{k: _one(k, v) for k,v in b.items()}}
 
 def _sources_of(base, sources, tasks):
-    """`sources` given as a table are runs of their own, by default one for each task; tables in a list are one run
-    each. They have the seed of the run, unless they say another"""
+    "`sources` given as a table are runs of their own, by default one for each task; tables in a list are one run each"
     if isinstance(sources, dict): return expand(_merge(base, {'tasks': [[t] for t in task_keys(*tasks)], **sources}))
     return [_merge(base, s) if isinstance(s, dict) else s for s in sources]
 
@@ -95,7 +94,7 @@ def _base_of(base, r):
     return {k: v for k,v in base.items() if k not in ('adapter','adapter_options')}
 
 def _expand_run(base, r):
-    "The configurations that one `[[runs]]` stands for"
+    "The configurations that one `[[runs]]` stands for; sources have the seed of their run, unless they say another"
     base,whole = _base_of(base, r),base
     given = _merge(base, {k: v for k,v in r.items() if k not in ('sources','draws','title')})
     for c in random_draws(given, r['draws']) if 'draws' in r else expand(given):
@@ -493,6 +492,7 @@ def read_study(name:str, results:str|Path|None=None) -> PublishedStudy:
     check_type(found, PublishedStudy, str(path))
     return found
 
+# %% ../nbs/10c_studies.ipynb #8bb9a7d9
 def study_split(published:PublishedStudy) -> str:
     "On which posts a study is compared: test; validation while it holds test back and runs are missing"
     missing = len(published['runs']) < published.get('planned', 0)

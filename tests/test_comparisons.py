@@ -293,13 +293,14 @@ def test_test_posts_are_held_back_until_all_runs_are_there(tmp_path):
     assert [r['split'] for r in found['rows']] == ['test']
 
 
-def test_every_number_of_the_main_study_comes_again_from_its_predictions(tmp_path):
+def test_every_number_of_the_main_study_comes_again_from_its_predictions(tmp_path, monkeypatch):
     "Records gone, no corpora: what the page of the answer says is computed from what is committed"
     study, results = Study.load(Path(__file__).parent.parent / 'studies' / 'main.toml'), results_folder()
     published = read_study('main', results)
     for n in published['runs']:
         shutil.copytree(results / 'runs' / n / 'predictions', tmp_path / 'runs' / n / 'predictions')
     shutil.copytree(results / 'gold', tmp_path / 'gold')
+    monkeypatch.setenv('HATENB_DATA', str(tmp_path / 'nowhere'))
     found = recompute(study, tmp_path, n_boot=0)
     split = study_split(published)
     for n in published['runs']:
@@ -315,3 +316,24 @@ def test_every_number_of_the_main_study_comes_again_from_its_predictions(tmp_pat
             for a, b in zip(row['table'], old['table']):
                 for k in ('a', 'b', 'difference', 'low', 'high', 'p', 'corrected', 'equivalence_corrected'):
                     assert a[k] == pytest.approx(b[k], abs=1e-6), (row['runs'][0], a['task'], k)
+
+
+@pytest.mark.parametrize('spoil,words', [('gold', 'cannot be read'), ('post', '1 posts have no gold'), ('file', 'not the one')])
+def test_what_cannot_be_computed_again_is_told(hand, spoil, words):
+    path, records = hand
+    results = path / 'results'
+    publish(records, results, study=STUDY)
+    write_gold('mini', results)
+    gold = results / 'gold' / 'mini.parquet'
+    if spoil == 'gold':
+        gold.write_bytes(b'no table')
+    if spoil == 'post':
+        table = pd.read_parquet(gold)
+        table[table['id'] != predictions(0.4)['id'][0]].to_parquet(gold)
+    if spoil == 'file':
+        other = results / 'runs' / records[0]['name'] / 'predictions' / 'test.parquet'
+        save_predictions(predictions(0.5).drop(columns=['label', 'label_dist', 'target']), other)
+    before = [(f, f.read_bytes()) for f in results.rglob('*.json')]
+    with pytest.raises(HatenbError, match=words):
+        recompute(STUDY, results, 20)
+    assert [(f, f.read_bytes()) for f in results.rglob('*.json')] == before
