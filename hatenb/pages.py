@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/pages.html.md"""
 __all__ = ['with_config', 'the_one', 'by_seed', 'main_value', 'posts_seen', 'mean_score', 'main_label', 'main_metric_of',
            'in_digits', 'signed', 'with_interval', 'percent', 'gap', 'in_words', 'listed', 'sentence', 'verdicts',
            'study_rows', 'study_pairs', 'answer_sentence', 'scorecard', 'table_html', 'scores_html', 'folded',
-           'all_metrics', 'differences_html', 'pace', 'costs_html', 'draws_html', 'row_styles', 'draw_interval',
+           'all_metrics', 'differences_html', 'throughput', 'costs_html', 'draws_html', 'row_styles', 'draw_interval',
            'scores_figure', 'differences_figure', 'pairs_of', 'communities_figure', 'by_block']
 
 # %% ../nbs/12b_pages.ipynb #6e82a9bc
@@ -19,16 +19,15 @@ from pathlib import Path
 # %% ../nbs/12b_pages.ipynb #5de3dc85
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd
-from scipy.stats import false_discovery_control
 
 # %% ../nbs/12b_pages.ipynb #ea391d86
 from .comparisons import comparisons_table
 from .core import HatenbError, read_json
 from .corpora import corpora
-from .evaluation import main_metrics, metric_of
+from .evaluation import main_metrics, metric_of, planned_family
 from .reports import results_html, run_names, strategy_label, strategy_style, train_part_note
 from .runs import decided_values
-from .studies import read_study, results_folder, study_records, validation_score
+from .studies import read_study, results_folder, study_records, study_split, validation_score
 
 # %% ../nbs/12b_pages.ipynb #0cb85cde
 def with_config(
@@ -151,8 +150,9 @@ def _verdict(of):
 def _verdict_words(better, worse, same, base):
     if same: return f'equivalent to {base} within one point on every task'
     if not better and not worse: return f'not significantly different from {base} on any task'
-    told = [f'{word} than {base} on {listed(ts)}' for word,ts in (('better', better), ('worse', worse)) if ts]
-    return f'significantly {" and ".join([told[0], *(t.replace(f" than {base}", "") for t in told[1:])])}'
+    told = [(word, ts) for word,ts in (('better', better), ('worse', worse)) if ts]
+    said = [f'{word}{"" if i else f" than {base}"} on {listed(ts)}' for i,(word,ts) in enumerate(told)]
+    return f'significantly {" and ".join(said)}'
 
 def verdicts(
     pairs:dict[str,dict[str,dict]], # what a row is called → task → difference, corrected, equivalence_corrected
@@ -185,19 +185,23 @@ def study_pairs(
     titles,mains = read_study(study)['titles'],{t: main_metric_of(t).name for t in tasks}
     title_of = {r['name']: titles[r['id']] for r in study_records(study)}
     table = comparisons_table(study)
-    table = table[[mains.get(t) == m for t,m in zip(table['task'], table['metric'])]].copy()
-    for p,column in (('p', 'corrected'), ('equivalence', 'equivalence_corrected')):
-        table[column] = false_discovery_control(table[p])
+    table = planned_family({study: table[[mains.get(t) == m for t,m in zip(table['task'], table['metric'])]]})
     out = {}
     for r in table.to_dict('records'):
         out.setdefault(r['against'], {}).setdefault(title_of[r['run']], {})[r['task']] = r
     return out
 
-def answer_sentence(pairs:dict[str,dict[str,dict]]) -> str: # to single-task adapters, as `study_pairs` gives them
-    "The answer in bold Markdown"
-    one = strategy_label('shared')
+def answer_sentence(
+    study:str,        # with a comparison to single-task adapters
+    tasks:list[str],
+) -> str:
+    "The answer in bold Markdown, and on which posts and how many seeds it stands"
+    published,one = read_study(study),strategy_label('shared')
+    pairs = study_pairs(study, tasks)['single-task adapters']
     named = {f'one {n}' if n == one else n: of for n,of in pairs.items()}
-    return f'**{sentence(verdicts(named, "single-task adapters", "adapters"))}**'
+    made,planned = len(study_rows(study)[one]),[*published['titles'].values()].count(one)
+    return (f'**{sentence(verdicts(named, "single-task adapters", "adapters"))}** On {study_split(published)} posts, '
+            f'{made} of {planned} seeds.')
 
 # %% ../nbs/12b_pages.ipynb #e4cd4f1d
 def scorecard(
@@ -261,13 +265,14 @@ def scores_html(
     """The main metric of each task as HTML, a row a strategy. Of runs with one seed bold is the best of ours and what
     its interval reaches"""
     values = {n: [main_value(rs, t, split) for t in tasks] for n,rs in rows.items()}
-    seeds = max(v.get('seeds', 1) for vs in values.values() for v in vs if v)
+    seeds = max((v.get('seeds', 1) for vs in values.values() for v in vs if v), default=1)
     best = [_reached(vs) if seeds == 1 else [False]*len(rows) for vs in zip(*values.values())]
     cells = {n: [_bold(with_interval(v), b[i]) for v,b in zip(vs, best)] for i,(n,vs) in enumerate(values.items())}
     if budget: cells = {n: [*c, _in_thousands(posts_seen(rows[n]))] for n,c in cells.items()}
     published = [n for n,rs in rows.items() if 'published' in rs[0]]
-    over = f'± one standard deviation over {seeds} seeds' if seeds > 1 else '± half of the 95 % interval over posts'
-    said = f'{over}. {html.escape(train_part_note([r for rs in rows.values() for r in rs]))}'
+    one = 'half of the 95 % bootstrap interval over posts'
+    over = f'one standard deviation over {seeds} seeds; in rows of one seed {one}' if seeds > 1 else one
+    said = f'± {over}. {html.escape(train_part_note([r for rs in rows.values() for r in rs]))}'
     columns = [*map(main_label, tasks), *['posts seen, thousands']*budget]
     return table_html(cells, columns, caption, notes, published, said)
 
@@ -309,7 +314,7 @@ def differences_html(
     return table_html(cells, [main_label(t) for t in tasks], caption, said=said)
 
 # %% ../nbs/12b_pages.ipynb #43304412
-def pace(
+def throughput(
     records:list[dict], # of one row
 ) -> float:
     "Posts a second for all answers, its runs one after the other; the mean over seeds"
@@ -324,7 +329,7 @@ def costs_html(
     def _mean(rs, of): return np.mean([sum(map(of, x)) for x in by_seed(rs).values()])
     def _cells(rs):
         stored,trained = (_mean(rs, lambda r: r['cost'][k])/1e6 for k in ('adapter_bytes', 'trainable_parameters'))
-        return [f'{_mean(rs, lambda r: 1):.0f}', f'{stored:.1f}', f'{trained:.2f}', f'{pace(rs):.0f}']
+        return [f'{_mean(rs, lambda r: 1):.0f}', f'{stored:.1f}', f'{trained:.2f}', f'{throughput(rs):.0f}']
     columns = ['passes a post', 'adapters, MB', 'trained parameters, M', 'posts/s']
     return table_html({n: _cells(rs) for n,rs in rows.items()}, columns, caption)
 
