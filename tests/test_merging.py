@@ -513,7 +513,7 @@ def test_a_merged_adapter_computes_what_its_updates_say(tiny, kind, method, quan
         w = dict(task_arithmetic=[1, 1], average=[.25, .75])[rule]
         for k in wanted: close(wanted[k], w[0]*sources['a'][k].dense() + w[1]*sources['b'][k].dense())
     for k, u in lora_updates(encoder, 'm').items(): close(u, wanted[k])
-    torch.testing.assert_close(states(encoder, 'm'), states_with(encoder, wanted), atol=1e-4, rtol=1e-4)     # processors round differently
+    torch.testing.assert_close(states(encoder, 'm'), states_with(encoder, wanted), atol=3e-5, rtol=1e-4)     # processors round differently
     assert (states(encoder, 'm')-states(encoder, 'a')).abs().max() > 1e-2
 
 
