@@ -55,7 +55,7 @@ def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 def posts_of(model, c):
     corpora = run_corpora(c, model.encoder.tokenizer)
-    return {split: {k: Posts(d[split], k, model.encoder.tokenizer.pad_token_id) for k, d in corpora.items()} for split in ('train', 'test')}
+    return {split: {k: Posts(d[split], k, model.encoder.tokenizer.pad_token_id) for k, d in corpora.items()} for split in ('train', 'validation', 'test')}
 
 
 def same_table(a, b):
