@@ -144,11 +144,14 @@ class Ranks:
 
 # %% ../nbs/01_bootstrap.ipynb #99b2086f
 def _correlation(W, a, b):
+    "Of values that are the same in all resamples ([n]), or others in each ([B, n])"
     W = W/W.sum(1, keepdims=True, dtype=np.float64)
-    ma,mb = ((W*x).sum(1, keepdims=True) for x in (a, b))
-    cov,va,vb = ((W*x*y).sum(1) for x,y in ((a-ma, b-mb), (a-ma, a-ma), (b-mb, b-mb)))
-    constant = (va <= 1e-24*ma[:,0]**2) | (vb <= 1e-24*mb[:,0]**2)     # rounding of the mean leaves a little variance
-    return divide(cov, np.where(constant, 0, np.sqrt(va*vb)))
+    a,b = (x-x.mean(-1, keepdims=True) for x in (a, b))      # squares of what is far from 0 would lose digits
+    def _mean(x): return W @ x if x.ndim == 1 else np.einsum('ij,ij->i', W, x)
+    ma,mb,aa,bb = (_mean(x) for x in (a, b, a*a, b*b))
+    va,vb = aa-ma**2,bb-mb**2
+    constant = (va <= 1e-13*aa) | (vb <= 1e-13*bb)           # rounding leaves a little variance
+    return divide(_mean(a*b)-ma*mb, np.where(constant, 0, np.sqrt(np.where(constant, 1, va*vb))))
 
 def correlation_of(a, b) -> Statistic:  # a, b: [n]
     "Pearson's correlation; NaN where one side is constant"

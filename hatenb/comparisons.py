@@ -9,7 +9,7 @@ __all__ = ['has_settings', 'is_base', 'base_of', 'sides_of', 'write_gold', 'publ
            'values_digest', 'is_stale', 'compare_study', 'recompute', 'comparisons_table']
 
 # %% ../nbs/10d_comparisons.ipynb #e9977117
-import warnings
+import functools, warnings
 from pathlib import Path
 from typing import Iterator
 
@@ -158,13 +158,19 @@ def find_predictions(
             kept = [k for k,q in questions.items() if k in lines and kind_of(q).by_threshold(q)]
             return apply_thresholds(t, {k: lines[k] for k in kept})
 
-def _table(side, base, comparison, *where):
-    "The differences of two sides; none where predictions are gone"
-    tables = [[find_predictions(r, *where) for r in rs] for rs in (base, side)]
+def _only(table, tasks):
+    "The table without answers to other questions"
+    asked = {t.partition(':')[0] for t in tasks}
+    other = [q for corpus,q in answered_tasks(table).values() if f'{corpus}/{q.name}' not in asked]
+    return table.drop(columns=[c for q in other for c in kind_of(q).columns(q)])
+
+def _table(side, base, tasks, comparison, found):
+    "The differences of two sides; none where predictions are gone. found: a record's name → its predictions"
+    tables = [[found(r['name']) for r in rs] for rs in (base, side)]
     if any(t is None for ts in tables for t in ts): return None
     # a single-task run has posts of one corpus
     shared = set.intersection(*(set(t['corpus']) for ts in tables for t in ts))
-    a,b = ([t[t['corpus'].isin(shared)] for t in ts] for ts in tables)
+    a,b = ([_only(t[t['corpus'].isin(shared)], tasks) for t in ts] for ts in tables)
     return compare(a, b, main=not comparison.get('all_metrics'))
 
 # %% ../nbs/10d_comparisons.ipynb #3f06417f
@@ -222,9 +228,11 @@ def compare_study(
     for c in study.comparisons:
         others = study_records(*c.get('studies', []), results=results)
         known,rows = {r['name']: r for r in [*records, *others]},[]
-        for side,base,_ in sides_of(c, records, others):
+        @functools.cache      # a base is read once
+        def _found(name): return find_predictions(known[name], places, results, split)
+        for side,base,tasks in sides_of(c, records, others):
             if (row := _kept(published['comparisons'], c['name'], side, base, known, split)) is None:
-                if (table := _table(side, base, c, places, results, split)) is None:
+                if (table := _table(side, base, tasks, c, _found)) is None:
                     warnings.warn(f'left out, for want of predictions: {side[0]["name"]} against {base[0]["name"]}')
                     continue
                 row = _row(side, base, table, split)

@@ -70,8 +70,8 @@ def _with_columns(table, corpus, columns):
     "The table with new values in the rows of a corpus"
     out,rows = table.copy(),np.flatnonzero(table['corpus'] == corpus)
     for c,values in columns.items():
-        column = pd.Series(out[c] if c in out else None, out.index, dtype=object)
-        for i,v in zip(rows, values): column.iat[i] = v
+        column = out[c].to_numpy(object, copy=True) if c in out else np.full(len(out), None)
+        for i,v in zip(rows, values): column[i] = v          # a value may be a list, which no assignment at once takes
         out[c] = column
     return out
 

@@ -10,6 +10,7 @@ __all__ = ['merge_needs', 'merge_rules', 'MergeRules', 'proportions', 'average',
 
 # %% ../../nbs/merging/02_rules.ipynb #bd4d8bbe
 import inspect, math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Callable
 
 # %% ../../nbs/merging/02_rules.ipynb #63b5d9aa
@@ -128,6 +129,18 @@ def _needed(rule, layer, names, rank, seed, collected):
         return collected[need][layer]
     return {need: _find(need) for need in merge_rules[rule].needs}
 
+# %% ../../nbs/merging/02_rules.ipynb #e7744284
+def _side_by_side(f, items):
+    "f of each item, a core each"
+    cores,grad = torch.get_num_threads(),torch.is_grad_enabled()
+    def _alone(x):
+        with torch.set_grad_enabled(grad): return f(x)     # a thread does not take this over
+    if cores == 1: return [*map(f, items)]
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try: return [*pool.map(_alone, items)]
+        finally: torch.set_num_threads(cores)              # or later threads would start with one
+
+
 # %% ../../nbs/merging/02_rules.ipynb #00584870
 def merge_updates(
     sources:list[dict[str,Update]]|dict[str,dict[str,Update]], # each: layer → update; with names or without
@@ -143,14 +156,15 @@ def merge_updates(
     coefficients = check_coefficients(coefficients, len(sources), rule)
     if not (rank is None or isinstance(rank, int) and rank > 0):
         raise HatenbError(f'the rank is {rank}', 'rank', 'Take a whole number above 0, or none.')
-    seed,out,all_updates = options.pop('seed', 0),{},list(sources.values())
-    for layer in dict.fromkeys(k for s in all_updates for k in s):
+    seed,all_updates = options.pop('seed', 0),list(sources.values())
+    def _merge(layer):
         updates = _at_layer(layer, all_updates)
         needed = _needed(rule, layer, list(sources), rank, seed, collected or {})
         merged = merge_rules[rule](updates, coefficients, **needed, **options)
         most = sum(u.rank for u in updates) if rank is None and isinstance(merged, Tensor) else rank
-        out[layer] = merged if most is None else truncate(merged, most, updates)
-    return out
+        return merged if most is None else truncate(merged, most, updates)
+    layers = list(dict.fromkeys(k for s in all_updates for k in s))
+    return dict(zip(layers, _side_by_side(_merge, layers)))
 
 # %% ../../nbs/merging/02_rules.ipynb #5ea9eb78
 def merge_rules_table() -> pd.DataFrame: # a row a rule: rule, formula, source, needs, cost; index: its name
