@@ -17,6 +17,7 @@ from hatenb.corpora import LABELS, TARGETS, load_corpus
 from hatenb.detector import Detector, Runtime
 from hatenb.pretokenize import hatexplain_words
 from hatenb.runs import Run
+from hatenb.undisguise import undisguised_words
 from sklearn.metrics import f1_score
 from transformers import (AlbertConfig, AlbertForSequenceClassification, AutoModelForSequenceClassification,
                           AutoTokenizer, logging, pipeline)
@@ -68,7 +69,7 @@ def agreement(detector, folder):
     stored = Run(folder).predictions('test').query("corpus == 'hatexplain'").reset_index(drop=True)
     words = load_corpus('hatexplain')['test'].to_pandas().set_index('id').loc[stored.id, 'words']
     texts = [' '.join(w) for w in words]
-    same = np.array([hatexplain_words(t).words == list(w) for t, w in zip(texts, words)])
+    same = np.array([undisguised_words(t, hatexplain_words).words == list(w) for t, w in zip(texts, words)])
     raw, answers = uncalibrated(detector, texts), detector(texts)
     mine = np.array([[a['label_prob'][l] for l in LABELS] + [a['target_prob'][t] for t in TARGETS] for a in raw])
     theirs = np.concatenate([np.stack(stored.label_prob), np.stack(stored.target_prob)], 1)
