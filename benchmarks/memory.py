@@ -10,9 +10,11 @@ from hatenb.training import TrainConfig
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--quantization', default='nf4')
+    parser.add_argument('--positions', type=int, default=TrainConfig.max_positions, help='most sub-tokens at once (`max_positions`)')
     a = parser.parse_args()
     dtype = str(resolve_dtype('auto')).removeprefix('torch.')
     with tempfile.TemporaryDirectory() as folder:
-        record = run(RunConfig(('label', 'target', 'rationale'), quantization=a.quantization, dtype=dtype, train=TrainConfig(epochs=1, batch_size=32)), folder)
-    keep('memory', dict(quantization=a.quantization, dtype=dtype, batch_size=32, peak_gib=peak_memory()/2**30,
+        record = run(RunConfig(('label', 'target', 'rationale'), quantization=a.quantization, dtype=dtype, train=TrainConfig(epochs=1, batch_size=32, max_positions=a.positions)),
+                     folder)
+    keep('memory', dict(quantization=a.quantization, dtype=dtype, batch_size=32, max_positions=a.positions, peak_gib=peak_memory()/2**30,
                         **{k: record['cost'][k] for k in ('encoder_bytes', 'adapter_bytes', 'trainable_parameters', 'steps')}))
