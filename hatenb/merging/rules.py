@@ -136,10 +136,10 @@ def _side_by_side(f, items):
     def _alone(x):
         with torch.set_grad_enabled(grad): return f(x)     # a thread does not take this over
     if cores == 1: return [*map(f, items)]
-    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try: return [*pool.map(_alone, items)]
-        finally: torch.set_num_threads(cores)              # or later threads would start with one
-
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return [*pool.map(_alone, items)]
+    finally: torch.set_num_threads(cores)                  # or later threads would start with one
 
 # %% ../../nbs/merging/02_rules.ipynb #00584870
 def merge_updates(
