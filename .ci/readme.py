@@ -5,17 +5,23 @@
 import json, re, sys
 from pathlib import Path
 
+import card
+
 root = Path(__file__).resolve().parent.parent
 
 
 def output(cell):
-    "The first Markdown or text output of a cell"
+    "The first output of a cell as Markdown; of the answer card the picture"
     for o in cell['outputs']:
-        for kind in ('text/markdown', 'text/plain'):
-            if kind in o.get('data', {}):
-                text = ''.join(o['data'][kind])
-                return text if kind == 'text/markdown' else f'```\n{text}\n```'
+        data = {k: ''.join(v) for k,v in o.get('data', {}).items()}
+        if 'text/markdown' in data: return data['text/markdown']
+        if 'text/html' in data: return f'![{alt(cell)}](card.png)'
+        if 'text/plain' in data: return f'```\n{data["text/plain"]}\n```'
     return ''
+
+
+def alt(cell): return re.search(r'^#\| fig-alt: "(.+)"$', ''.join(cell['source']), re.M)[1]
+def shown(source): return re.sub(r'^#\|.*\n', '', source, flags=re.M)
 
 
 def readme():
@@ -24,7 +30,7 @@ def readme():
         source = ''.join(c['source'])
         if c['cell_type'] == 'markdown': parts.append(source)
         elif '#| hide' not in source:
-            if '#| echo: false' not in source: parts.append(f'```python\n{source}\n```')
+            if '#| echo: false' not in source: parts.append(f'```python\n{shown(source)}\n```')
             parts.append(output(c))
     text = '\n\n'.join(p for p in parts if p)
     text = re.sub(r'\]\(([\w/]+\.(?:ipynb|png))\)', r'](nbs/\1)', text)  # the notebooks and their pictures lie one folder further down
@@ -33,5 +39,6 @@ def readme():
 
 if __name__ == '__main__':
     path = root/'README.md'
+    if card.drawn_from() != card.digest(card.card()): sys.exit('the picture of the answer is an older one: run python .ci/card.py')
     if '--check' not in sys.argv: path.write_text(readme(), encoding='utf-8')
     elif not path.exists() or path.read_text(encoding='utf-8') != readme(): sys.exit('README.md is out of step: run python .ci/readme.py')

@@ -283,7 +283,7 @@ def _evaluate(
 def _explain(
     runs:Annotated[list[Path], typer.Argument(help='folders of finished runs that answer the label')],
     by:Annotated[Optional[list[str]], typer.Option(
-        help='an explainer: rationale, attention, pooled_attention, gradient, integrated, random '
+        help='an explainer: rationale, attention, pooled_attention, gradient, integrated, occlusion, random '
              '(again for more; default: all that the run has the heads for)')]=None,
     split:Annotated[str, typer.Option(help='validation or test')]='test',
     limit:Annotated[Optional[int], typer.Option(help='posts (default: all that are not normal)')]=None,

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from .balancing import make_balancer
 from .baselines import baseline_tables
 from .batches import Posts, augmented, encode, encoded_corpus, lexicon_features, truncation
-from .composing import adapter_name, fusion_attention
+from .composing import Strategy, adapter_name, fusion_attention
 from .core import (HatenbError, file_sha256, provenance, resolve_device, resolve_dtype,
                          seed_everything,
                          settings, write_json)
@@ -122,6 +122,7 @@ def run_encoder(
     config:RunConfig,
     device='cpu',
     sources:list[Path]=(), # folders of the runs it is made of
+    strategy:Strategy|None=None, # that builds them and may keep what it read (default: made anew)
 ) -> Encoder:
     "The run's encoder with its adapters as they are before training"
     seed_everything(config.seed, 'adapter')
@@ -130,7 +131,7 @@ def run_encoder(
     if places and config.max_length > places:
         raise HatenbError(f'max_length = {config.max_length}, and the encoder has {places} places', config.encoder,
                           f'Take {places} or fewer.')
-    strategy = run_strategy(config)
+    strategy = strategy or run_strategy(config)
     strategy.build(encoder, load_sources(encoder, config, sources),
                    _read_posts(config, encoder.tokenizer, strategy.reads))
     return encoder
@@ -210,13 +211,13 @@ def _train(job):
     "Train a neural run"
     config,accelerator,device = job.config,job.accelerator,job.accelerator.device
     forget_peak(device)
-    encoder = run_encoder(config, device, job.sources)
+    strategy = run_strategy(config)
+    encoder = run_encoder(config, device, job.sources, strategy)
     corpora = run_corpora(config, encoder.tokenizer)
     counted = {c: count_answers(d['train'], c) for c,d in corpora.items()}
     model = run_model(config, encoder, counted, job.sources)
     posts = {s: {c: Posts(d[s], c, encoder.tokenizer.pad_token_id) for c,d in corpora.items()} for s in _splits}
     def validate(): return _validate(model, posts['validation'], accelerator)
-    strategy = run_strategy(config)
     strategy.choose(model, lambda: float(np.mean(list(validate().values()))))
     trainer = _trainer(job, model, posts, validate)
     if strategy.trains: _fit(config, trainer, posts)

@@ -532,6 +532,8 @@ _card = '''---
 license: mit
 language: en
 pretty_name: Predictions and records of hatenb
+task_categories: [text-classification, token-classification]
+size_categories: [1K<n<10K]
 tags: [hate-speech, predictions, adapters, model-merging]
 configs:
 {configs}

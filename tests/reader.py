@@ -24,29 +24,37 @@ def option(source, key):
     return found[1].strip(' "\'') if found else ''
 
 
-def markdown(text):
-    "Divs of pandoc (`:::`) are only their contents, attributes in braces are left out"
+def markdown(text, folder):
+    "Divs of pandoc (`:::`) are only their contents, attributes in braces are left out; pictures of the site are put in"
     text = re.sub(r'^:::.*$', '', re.sub(r'(\))\{[^}\n]*\}', r'\1', text), flags=re.M)
-    return markdown2html(text)
+
+    def picture(m):
+        if not (file := folder/m[1]).is_file(): return m[0]
+        data = base64.b64encode(file.read_bytes()).decode()
+        return f'<img data-inches="{inches(data)}" data-points="9" src="data:image/png;base64,{data}"'
+    return re.sub(r'<img src="([^":]+\.png)"', picture, markdown2html(text))
+
+
+def inches(png):
+    picture = Image.open(io.BytesIO(base64.b64decode(png)))
+    return picture.width/picture.info['dpi'][0]
 
 
 def figure(source, png):
     "A plot, with its width in inches and the smallest text that its cell asks for, in points"
-    picture = Image.open(io.BytesIO(base64.b64decode(png)))
-    inches = picture.width/picture.info['dpi'][0]
     points = min([9, *map(float, re.findall(r'(?:font|label)size=([\d.]+)', source))])
-    about = f'alt="{html.escape(option(source, "fig-alt"))}" data-inches="{inches}" data-points="{points}"'
+    about = f'alt="{html.escape(option(source, "fig-alt"))}" data-inches="{inches(png)}" data-points="{points}"'
     image = f'<img class="img-fluid figure-img" {about} src="data:image/png;base64,{png.strip()}">'
     return f'<figure>{image}<figcaption>{html.escape(option(source, "fig-cap"))}</figcaption></figure>'
 
 
-def output(source, o):
+def output(source, o, folder):
     "An output of a cell, in the richest form it has"
     if o.output_type == 'stream': return f'<div class="cell-output cell-output-stdout"><pre>{ansi2html(o.text)}</pre></div>'
     data = o.get('data', {})
     if 'text/html' in data: return f'<div class="cell-output cell-output-display">{data["text/html"]}</div>'
     if 'text/markdown' in data:
-        return f'<div class="cell-output cell-output-display cell-output-markdown">{markdown(data["text/markdown"])}</div>'
+        return f'<div class="cell-output cell-output-display cell-output-markdown">{markdown(data["text/markdown"], folder)}</div>'
     if 'image/png' in data: return f'<div class="cell-output cell-output-display">{figure(source, data["image/png"])}</div>'
     return f'<div class="cell-output cell-output-display"><pre>{html.escape(data.get("text/plain", ""))}</pre></div>'
 
@@ -62,13 +70,14 @@ def page(path, styles):
     "The HTML of a processed notebook"
     nb = nbformat.read(path, 4)
     first, *cells = nb.cells
+    folder = path.parent
     front = yaml.safe_load(first.source.strip().strip('-')) or {}
     title = html.escape(str(front.get('title', '')))
-    body = [f'<h1 class="title">{title}</h1><div class="description">{markdown(str(front.get("description", "")))}</div>']
+    body = [f'<h1 class="title">{title}</h1><div class="description">{markdown(str(front.get("description", "")), folder)}</div>']
     for c in cells:
-        if c.cell_type == 'markdown': body.append(markdown(c.source))
+        if c.cell_type == 'markdown': body.append(markdown(c.source, folder))
         if c.cell_type == 'code':
-            shown = code(c.source, front.get('code-fold')) + ''.join(output(c.source, o) for o in c.get('outputs', ()))
+            shown = code(c.source, front.get('code-fold') or option(c.source, 'code-fold') == 'true') + ''.join(output(c.source, o, folder) for o in c.get('outputs', ()))
             body.append(f'<div class="cell">{shown}</div>')
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<title>{title}</title><style>{theme}{styles}</style></head><body class="quarto-light"><main class="content">{"".join(body)}'

@@ -15,7 +15,6 @@ from hatenb.evaluation import (
     evaluate,
     mcnemar,
     mean_relative_gain,
-    over_seeds,
     paired_bootstrap,
     planned_family,
     seed_groups,
@@ -217,25 +216,10 @@ def test_a_planned_family_is_corrected_together():
     assert t.finding.tolist() == ['better', 'equivalent', 'open']
 
 
-def test_mean_and_deviation_over_seeds(tmp_path):
-    records = [
-        run(RunConfig(('mini/label', 'mini/target'), baseline=m, seed=s), tmp_path)
-        for m in ('tfidf', 'majority')
-        for s in (0, 1, 2)
-    ]
-    groups = seed_groups(records)
+def test_runs_of_several_seeds_are_one_group(tmp_path):
+    configs = [RunConfig(('mini/label', 'mini/target'), baseline=m, seed=s) for m in ('tfidf', 'majority') for s in (0, 1, 2)]
+    groups = seed_groups([run(c, tmp_path) for c in configs])
     assert [[r['config']['seed'] for r in g] for g in groups] == [[0, 1, 2]] * 2
-    t = over_seeds(groups[0])
-    f1 = [r['metrics']['test']['mini/label']['macro_f1']['value'] for r in groups[0]]
-    assert t.loc[('mini/label', 'macro_f1'), 'mean'] == pytest.approx(np.mean(f1)) and t.loc[
-        ('mini/label', 'macro_f1'), 'sd'
-    ] == pytest.approx(np.std(f1, ddof=1))
-    assert (t.seeds == 3).all() and ('mini/label', 'gmb_bpsn') not in t.index and ('mini/target', 'brier') in t.index
-    assert over_seeds(groups[0][:1]).sd.isna().all()
-    with pytest.raises(HatenbError, match='2 configs'):
-        over_seeds(records)
-    with pytest.raises(HatenbError, match='twice'):
-        over_seeds([records[0], records[0]])
 
 
 def test_the_command(tmp_path):

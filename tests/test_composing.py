@@ -34,7 +34,7 @@ def config(strategy, of=None, tasks=TASKS, **more):
 
 RUNS = {
     'merge as it is': config('merge', 'lora'),
-    'merge, weights searched': config('merge', 'lora', strategy_options=dict(coefficients='search', tries=4, rank=2)),
+    'merge, weights searched': config('merge', 'lora', strategy_options=dict(rule='regmean', coefficients='search', tries=4, rank=2)),
     'merge, ties, truncated, trained on': config('merge', 'lora', strategy_options=dict(rule='ties', rank=2, learn='all', rule_options=dict(density=.5))),
     'merge of bottlenecks, heads trained': config('merge', 'seq_bn', strategy_options=dict(learn='heads')),
     'fuse lora': config('fuse', 'lora', strategy_options=dict(width=4)),
@@ -120,7 +120,7 @@ def test_searched_weights_are_the_best_that_were_tried(runs):
     model = Run(runs/c.name).model()
     said = evaluate(predict(model, posts_of(model, c)['validation']), n_boot=0)      # before it is rounded to be stored
     assert search['best']['score'] == pytest.approx(np.mean(list(watched_metrics(said).values())))   # what is kept is what was scored
-    given = config('merge', 'lora', strategy_options=dict(coefficients=search['best']['coefficients'], rank=2))
+    given = config('merge', 'lora', strategy_options=dict(rule='regmean', coefficients=search['best']['coefficients'], rank=2))
     for task, values in run(given, runs)['metrics']['test'].items():
         for m, v in values.items():
             if isinstance(v, dict) and 'value' in v: assert v['value'] == record['metrics']['test'][task][m]['value']

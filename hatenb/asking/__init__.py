@@ -4,7 +4,7 @@ from hatenb.asking.explanations import (  # noqa: F401
     metric_title, plausibility, posts_with_marks, task_of)
 from hatenb.asking.disguises import (  # noqa: F401
     costly_disguises, detector_scores, disguise_metrics, disguise_record, disguised, disguises_figure,
-    disguises_markdown, disguises_table, disguises_text, share_read_otherwise, ways, worst_loss)
+    disguises_table, disguises_text, share_read_otherwise, ways, worst_loss)
 from hatenb.asking.functional import (  # noqa: F401
     card_tables, functional_metrics, functional_record, functional_run, functional_text, hatecheck_table, linear_record,
     linear_scores, model_scores, toxic_posts, toxic_question_of, transfer_metrics)

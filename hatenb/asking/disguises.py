@@ -7,7 +7,7 @@ Docs: https://hatenb.github.io/hatenb/asking/disguises.html.md"""
 # %% auto #0
 __all__ = ['disguises', 'read_corpora', 'ways', 'disguised', 'line_at', 'disguise_metrics', 'share_read_otherwise',
            'disguise_record', 'detector_scores', 'disguises_table', 'disguises_text', 'worst_loss', 'costly_disguises',
-           'disguises_markdown', 'disguises_figure']
+           'disguises_figure']
 
 # %% ../../nbs/asking/03_disguises.ipynb #11bfa84d
 import copy, dataclasses, functools, unicodedata
@@ -22,7 +22,7 @@ from ..bootstrap import estimates, mean_of, subset_of
 from ..core import HatenbError, Registry, derive_seed, provenance
 from ..corpora import corpora, locate
 from ..pretokenize import pretokenizers, sign_name
-from ..reports import marks, palette
+from ..reports import other_styles
 from ..undisguise import undisguised_words
 
 # %% ../../nbs/asking/03_disguises.ipynb #3900fbb4
@@ -223,25 +223,6 @@ def costly_disguises(
     return sorted({k for r in records for found in r['found'][way].values()
                    for k,v in found.items() if k and v['loss']['value'] > most})
 
-# %% ../../nbs/asking/03_disguises.ipynb #a141f358
-def _percent(v): return f'{100*v["value"]:.1f} ({100*v["low"]:.1f} to {100*v["high"]:.1f})'
-
-def _markdown_row(r, c, k):
-    "A row of the table: a detector's corpus and disguise"
-    both = [r['found'][way][c][k] for way in r['found']]
-    changed = f'{r["touched"][c][k]:.0%}' if k else ''
-    cells = [_percent(v[m]) if k or m != 'loss' else '' for m in ('recall','loss','false_alarms') for v in both]
-    return ' | '.join([corpora[c].title, k or '**none**', changed, *cells])
-
-def disguises_markdown(records:list[dict]) -> str:
-    "All figures, in percent with 95 % intervals"
-    titles = {'recall': 'recall ↑', 'loss': 'recall lost ↓', 'false_alarms': 'false alarms ↓'}
-    ways = records[0]['found']
-    head = ['corpus','disguise','posts changed', *(f'{t}, {way}' for t in titles.values() for way in ways)]
-    rows = [_markdown_row(r, c, k) for r in records
-            for c,found in next(iter(r['found'].values())).items() for k in found]
-    return '\n'.join(f'| {row} |' for row in [' | '.join(head), ' | '.join(['---']*len(head)), *rows])
-
 # %% ../../nbs/asking/03_disguises.ipynb #897636d4
 def _draw_losses(ax, r, corpus):
     "Losses by disguise, a mark a way of reading"
@@ -249,8 +230,8 @@ def _draw_losses(ax, r, corpus):
         loss = {k: v['loss'] for k,v in found[corpus].items() if k}
         y = np.arange(len(loss)) + .15*(2*j-1)
         lows,highs = ([100*v[k] for v in loss.values()] for k in ('low','high'))
-        ax.hlines(y, lows, highs, color=palette[j], lw=1)
-        ax.plot([100*v['value'] for v in loss.values()], y, marks[j], color=palette[j], ls='', label=way)
+        ax.hlines(y, lows, highs, color=other_styles[j]['color'], lw=1)
+        ax.plot([100*v['value'] for v in loss.values()], y, **other_styles[j], ls='', label=way)
     ax.axvline(5, color='.4', lw=1)
     ax.set(yticks=range(len(loss)), yticklabels=list(loss), xlabel='recall lost (points)', title=corpora[corpus].title)
     ax.grid(alpha=.3)

@@ -6,10 +6,10 @@ Docs: https://hatenb.github.io/hatenb/asking/explanations.html.md"""
 
 # %% auto #0
 __all__ = ['explainers', 'levels', 'faithful', 'task_of', 'words_question', 'rationale_head', 'last_attention', 'attention',
-           'pooled_attention', 'gradient_times_input', 'integrated_gradients', 'random_values', 'explain',
-           'word_values', 'min_max', 'plausibility', 'top_places', 'keep_tokens', 'faithfulness', 'explained_posts',
-           'faithfulness_metrics', 'posts_with_marks', 'evaluate_explainers', 'metric_title', 'explanations_table',
-           'explain_run']
+           'pooled_attention', 'gradient_times_input', 'integrated_gradients', 'probabilities_of', 'occlusion',
+           'random_values', 'explain', 'word_values', 'min_max', 'plausibility', 'top_places', 'keep_tokens',
+           'faithfulness', 'explained_posts', 'faithfulness_metrics', 'posts_with_marks', 'evaluate_explainers',
+           'metric_title', 'explanations_table', 'explain_run']
 
 # %% ../../nbs/asking/01_explanations.ipynb #49adf168
 import contextlib
@@ -20,7 +20,7 @@ from ..batches import Posts, collate, sorted_batches
 from ..bootstrap import mean_of, resamples
 from ..core import (HatenbError, Registry, derive_seed, digest, progress, provenance, resolve_device, settings)
 from ..corpora import Question, corpora, corpus_checksum
-from ..evaluation import evaluate, save_predictions
+from ..evaluation import decisions, evaluate, save_predictions
 from ..kinds import Metric, kind_of, tokens_to_words, top, words_to_tokens
 from ..making import run_corpora
 from ..model import Model
@@ -117,6 +117,46 @@ def integrated_gradients(model:Model, batch:dict,
     if steps < 1: raise HatenbError(f'{steps} steps', 'integrated gradients', 'Use 1 or more.')
     nodes,shares = np.polynomial.legendre.leggauss(steps)
     return _gradients(model, batch, (nodes+1)/2, shares/2)
+
+# %% ../../nbs/asking/01_explanations.ipynb #8b10420d
+def _as_posts(sequences, corpus, pad_id):
+    "Sequences of ids and word indexes as posts"
+    ids,words = ([list(s[j]) for s in sequences] for j in (0, 1))
+    ds = Dataset.from_dict(dict(id=[str(i) for i in range(len(ids))], input_ids=ids, token_word=words))
+    return Posts(ds, corpus, pad_id)
+
+def probabilities_of(
+    model:Model,
+    key:str,              # of a task with classes
+    sequences:list[tuple[tuple,tuple]], # of each post: ids, and word indexes (−1 at special tokens)
+    temperature:float=1.,
+) -> np.ndarray: # [posts, classes]
+    "What a head says of posts given by their sub-tokens. Raises `HatenbError` for one that counts a lexicon's words"
+    task,place = model.heads[key].task,{s: i for i,s in enumerate(dict.fromkeys(sequences))}
+    if model.heads[key].config.extra:
+        raise HatenbError('this head counts words of a lexicon, which do not change when sub-tokens are removed', key,
+                          'Take a run without a lexicon.')
+    posts = _as_posts([*place], task.corpus, model.encoder.tokenizer.pad_token_id)
+    p = np.stack(predict(model.with_heads(key), {task.corpus: posts})[kind_of(task).columns(task.question)[0]])
+    return kind_of(task).temper(p[[place[s] for s in sequences]], temperature)
+
+# %% ../../nbs/asking/01_explanations.ipynb #410968f4
+def _without(post, word):
+    "Ids and word indexes of a post without a word's sub-tokens"
+    return tuple(zip(*((i, w) for i,w in zip(*post) if w != word)))
+
+@explainers.register('occlusion', title='words left out', head='multiclass')
+def occlusion(model:Model, batch:dict) -> Tensor:
+    "How far the chosen class' probability falls when a word is taken out (Li et al. 2016)"
+    ((corpus,t),) = batch.items()
+    rows = zip(t['input_ids'].cpu(), t['token_word'].cpu(), t['attention_mask'].bool().cpu())
+    posts = [(tuple(ids[real].tolist()), tuple(words[real].tolist())) for ids,words,real in rows]
+    asked = [(i, w) for i,(_,words) in enumerate(posts) for w in sorted({*words}-{-1})]
+    p = probabilities_of(model, task_of(model, 'multiclass', corpus), posts + [_without(posts[i], w) for i,w in asked])
+    out,given = torch.zeros(t['input_ids'].shape),p[:len(posts)].argmax(1)
+    for (i,w),less in zip(asked, p[len(posts):]):
+        out[i][t['token_word'][i].cpu() == w] = float(p[i,given[i]]-less[given[i]])
+    return out
 
 # %% ../../nbs/asking/01_explanations.ipynb #86c1b4ff
 @explainers.register('random', title='random', head='multiclass')
@@ -249,39 +289,26 @@ def _versions(posts, explained, k):
         out[f'p_only_{l}'] = keep_tokens(posts, take)
     return out
 
-def _as_posts(sequences, posts):
-    "Sequences of ids and word indexes as posts"
-    ids,words = ([list(s[j]) for s in sequences] for j in (0, 1))
-    ds = Dataset.from_dict(dict(id=[str(i) for i in range(len(ids))], input_ids=ids, token_word=words))
-    return Posts(ds, posts.corpus, posts.pad_id)
-
 # %% ../../nbs/asking/01_explanations.ipynb #df9d667a
 def faithfulness(
     model:Model,
     posts:Posts,
     explained:pd.DataFrame, # of these posts, as `explain` returns it
     k:int=5,                # how many are removed or kept
+    temperature:float=1.,   # of the probabilities
 ) -> pd.DataFrame: # id, chosen (a class' number), p, and for word and token: p_without, p_only
     """The probability of the given class for each post, without its highest words or sub-tokens, and with only them.
     Raises `HatenbError` for a head that counts words of a lexicon."""
     key = task_of(model, 'multiclass', posts.corpus)
-    task = model.heads[key].task
-    if model.heads[key].config.extra:
-        raise HatenbError('this head counts words of a lexicon, which do not change when sub-tokens are removed', key,
-                          'Take a run without a lexicon.')
     if list(explained['id']) != posts.ids:
         raise HatenbError('the explanations are not of these posts', 'faithfulness', 'Explain the same posts.')
-    versions = _versions(posts, explained, k)
-    place = {s: i for i,s in enumerate(dict.fromkeys(s for v in versions.values() for s in v))}
-    answers = predict(model.with_heads(key), {posts.corpus: _as_posts([*place], posts)})
-    p = np.stack(answers[kind_of(task).columns(task.question)[0]])
-    each = {name: p[[place[s] for s in v]] for name,v in versions.items()}
+    each = {name: probabilities_of(model, key, v, temperature) for name,v in _versions(posts, explained, k).items()}
     given = each['p'].argmax(1)
     own = {name: v[np.arange(len(posts)),given] for name,v in each.items()}
     return pd.DataFrame(dict(id=posts.ids, chosen=given, **own))
 
 # %% ../../nbs/asking/01_explanations.ipynb #76f09b23
-_version = 1
+_version = 2
 
 def _digest(posts):
     ids = posts.lists['input_ids']
@@ -293,17 +320,18 @@ def explained_posts(
     name:str,      # of an explainer
     key=None,      # JSON that stands for the model (default: nothing is kept)
     k:int=5,       # highest words or sub-tokens that are removed or kept (plausibility always takes five)
+    temperature:float=1., # of the probabilities that say how faithful they are
     **options,     # of the explainer
 ) -> pd.DataFrame: # the columns of `explain` and `faithfulness`
     "Explanations of posts and what the model says to what is left of them, from the cache if they are there"
     explainers[name]
-    file = digest([_version, key, posts.corpus, _digest(posts), name, options, k], 24)
+    file = digest([_version, key, posts.corpus, _digest(posts), name, options, k, temperature], 24)
     path = settings().cache_path/'explanations'/f'{file}.parquet'
     if key is not None and path.exists():
         with contextlib.suppress(OSError, ValueError):                          # not whole: made again
             return pd.read_parquet(path)
     explained = explain(model, posts, name, **options)
-    out = explained.merge(faithfulness(model, posts, explained, k), on='id', validate='one_to_one')
+    out = explained.merge(faithfulness(model, posts, explained, k, temperature), on='id', validate='one_to_one')
     if key is not None: save_predictions(out, path)
     return out
 
@@ -365,13 +393,15 @@ def evaluate_explainers(
     k:int=5,
     n_boot:int=1000,
     seed:int=0,
+    temperature:float=1.,
 ) -> dict[str,dict]: # explainer → word, token → metric → value, low, high, n
     "How plausible and how faithful each explainer of a model is; raises `HatenbError` for what it cannot explain"
     options = options or {}
     names = _asked_explainers(model, posts.corpus, names, options)
     gold,out = _marked_gold(posts),{}
     for n in progress(names, 'explainers', leave=False):
-        table,said = explained_posts(model, posts, n, key, k, **options.get(n, {})),explainers[n].head == 'tokens'
+        table = explained_posts(model, posts, n, key, k, temperature, **options.get(n, {}))
+        said = explainers[n].head == 'tokens'
         out[n] = {l: plausibility(table, gold, l, said, n_boot, seed) | faithfulness_metrics(table, l, n_boot, seed)
                   for l in levels}
     return out
@@ -407,8 +437,9 @@ def explain_run(
     k:int=5,            # highest words or sub-tokens that count
     limit:int|None=None,# posts (default: all that have a marked word)
     n_boot:int=1000,
-) -> dict: # id, name, config, corpus, split, posts, k, options, explainers (see `evaluate_explainers`), provenance
-    "The record of how plausible and how faithful the explanations of a run are; raises `HatenbError` without a model"
+) -> dict: # id, name, config, corpus, split, posts, k, temperature, options, explainers, provenance
+    """The record of how plausible and how faithful the explanations of a run are, the latter by probabilities at the
+    temperature that validation posts ask for; raises `HatenbError` without a model"""
     run,device = Run(folder),resolve_device(settings().device)
     made_by,model = provenance(device),run.model(device)
     corpus = model.heads[task_of(model, 'multiclass')].task.corpus
@@ -417,8 +448,11 @@ def explain_run(
     ds = posts_with_marks(splits[split], corpus)
     some = ds if limit is None else ds.select(range(min(limit, len(ds))))
     posts = Posts(some, corpus, model.encoder.tokenizer.pad_token_id)
+    key = task_of(model, 'multiclass')
+    temperature = decisions(run.predictions('validation'))['temperatures'].get(key.rpartition('/')[2], 1.)
     coefficients = [sha for f,sha in sorted(run.digests().items()) if f.endswith('.safetensors')]
-    found = evaluate_explainers(model, posts, names, [run.config.to_dict(), coefficients], options, k, n_boot)
+    found = evaluate_explainers(model, posts, names, [run.config.to_dict(), coefficients], options, k, n_boot,
+                                temperature=temperature)
     about = dict(name=corpus, checksum=corpus_checksum(corpus))
     return dict(id=run.id, name=run.name, config=run.config.to_dict(), corpus=about, split=split, posts=len(posts), k=k,
-                options=options or {}, explainers=found, provenance=made_by)
+                temperature=temperature, options=options or {}, explainers=found, provenance=made_by)

@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/evaluation/comparison.html.md"""
 
 # %% auto #0
 __all__ = ['PairedDraws', 'drawn_seeds', 'paired_draws', 'draws_row', 'paired_bootstrap', 'mcnemar', 'compare',
-           'mean_relative_gain', 'compare_gain', 'planned_family', 'seed_groups', 'over_seeds']
+           'mean_relative_gain', 'compare_gain', 'planned_family', 'seed_groups']
 
 # %% ../../nbs/evaluation/03_comparison.ipynb #1e6ae646
 import json
@@ -234,24 +234,3 @@ def seed_groups(
     groups = {}
     for r in records: groups.setdefault(json.dumps(_seedless(r['config']), sort_keys=True), []).append(r)
     return list(groups.values())
-
-def _values_of(results):
-    "(task, metric) → value, of those that have one"
-    return {(task,m): v['value'] for task,values in results.items() for m,v in values.items()
-            if isinstance(v, dict) and v.get('value') is not None}
-
-def over_seeds(
-    records:list[dict], # of one config with several seeds
-    split:str='test',
-) -> pd.DataFrame: # by task and metric: seeds, mean, sd (n − 1; NaN for one seed)
-    """Mean and standard deviation over seeds of each metric that all of the runs have.
-    Raises `HatenbError` for records that differ in more than the seed."""
-    if len(groups := seed_groups(records)) != 1:
-        raise HatenbError(f'the records are of {len(groups)} configs', ', '.join(g[0]['id'] for g in groups[:5]),
-                          'Take records that differ in nothing but the seed: `seed_groups` sorts them.')
-    if len(seeds := {r['config']['seed'] for r in records}) < len(records):
-        raise HatenbError('a seed is there twice', ', '.join(r['id'] for r in records[:5]), 'Take each run once.')
-    found = [_values_of(r['metrics'][split]) for r in records]
-    everywhere = pd.MultiIndex.from_tuples([k for k in found[0] if all(k in f for f in found)], names=['task','metric'])
-    values = pd.DataFrame([[f[k] for f in found] for k in everywhere], index=everywhere)
-    return pd.DataFrame(dict(seeds=len(seeds), mean=values.mean(axis=1), sd=values.std(axis=1)))

@@ -79,7 +79,7 @@ class Focal(Loss):
         a = 1 if self.alpha is None else self.alpha*y + (1-self.alpha)*(1-y)
         return (a*far**self.gamma*nll*self._counts(batch)).sum().reshape(1)
 
-@losses.register('token_binary', kinds=('tokens',))
+@losses.register('token_binary', kinds=('tokens',), label='binary cross-entropy')
 class TokenBinary(Focal):
     "Binary cross-entropy over the real sub-tokens of posts that the question is about"
     def setup(self, gold:str=''): super().setup(alpha=None, gamma=0., gold=gold)
