@@ -67,6 +67,8 @@ def browser():
     options.binary_location = chromium
     for a in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu', '--window-size=1280,900'):
         options.add_argument(a)
+    # what a page fetches from elsewhere (badges) is not waited for
+    options.add_argument('--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1')
     b = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield b
     b.quit()

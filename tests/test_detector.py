@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
+from huggingface_hub import ModelCard
+
 from hatenb.core import HatenbError
 from hatenb.corpora import load_corpus
 from hatenb.corpora.hatexplain import LABELS, TARGETS
@@ -371,7 +373,12 @@ def test_the_card_is_drawn_from_the_record(detector, bundle):
     assert f"{v['value']:.3f} | {v['low']:.3f} to {v['high']:.3f}" in card
     headings = ('Data', 'Quality', 'Calibration', 'Bias', 'Intended use', 'Limits')
     assert all(f'## {h}\n' in card for h in headings)
-    assert card.startswith('---\nlicense: mit\n') and 'MIT License' in (bundle/'LICENSE').read_text()
+    assert 'MIT License' in (bundle/'LICENSE').read_text()
+    about = ModelCard(card).data                          # as the hub reads it
+    results = {r.dataset_config: r for r in about.eval_results}
+    assert about.license == 'mit' and about.model_name == 'hatenb detector'
+    assert (results['label'].dataset_type, results['label'].metric_type) == ('mini', 'macro_f1')
+    assert results['label'].metric_value == pytest.approx(v['value'], abs=1e-4) and set(results) == {'label', 'target', 'rationale', 'score'}
 
 
 def test_a_bundle_with_its_encoder_needs_nothing_else(detector, tmp_path, monkeypatch):
