@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest, yaml
 
-from hatenb.detector.runtime import default_bundle, with_graphs
+from hatenb.detector.runtime import Runtime, default_bundle, with_graphs
 
 from shell import command
 
@@ -103,12 +103,13 @@ def test_a_person_types_a_post_and_sees_what_the_detector_says(browser, app, tmp
         "What is shown, as soon as all of these words are in it"
         return wait("const t = document.querySelector('.hatenb')?.innerText ?? ''; return arguments[0].every(w => t.includes(w)) && t", words)
 
-    browser.find_element('css selector', 'textarea').send_keys('what a day. Muslims should all be thrown out of our country')
+    post = 'what a day. Muslims should all be thrown out of our country'
+    browser.find_element('css selector', 'textarea').send_keys(post)
     press('Ask')
     text = said('Toxic', '▸ yes', 'Label', 'Targets', '▸ Islam', 'Attributes', 'Severity')
     assert 'By sentence' not in text
     marked = [m.text for m in browser.find_elements('css selector', '.hatenb mark')]
-    assert marked and 'day' not in marked
+    assert marked == [w['word'] for w in Runtime()(post)['rationale']] and 'Muslims' in marked
     press('Also sentence by sentence')
     press('false-alarms-5')
     press('Ask')
