@@ -442,14 +442,15 @@ def explain_run(
     temperature that validation posts ask for; raises `HatenbError` without a model"""
     run,device = Run(folder),resolve_device(settings().device)
     made_by,model = provenance(device),run.model(device)
-    corpus = model.heads[task_of(model, 'multiclass')].task.corpus
+    key = task_of(model, 'multiclass')
+    corpus,name = model.heads[key].task.corpus,model.heads[key].task.name
     splits = run_corpora(run.config, model.encoder.tokenizer)[corpus]
     if split not in splits: raise HatenbError(f'there is no split {split!r}', corpus, f'Known: {", ".join(splits)}.')
     ds = posts_with_marks(splits[split], corpus)
     some = ds if limit is None else ds.select(range(min(limit, len(ds))))
     posts = Posts(some, corpus, model.encoder.tokenizer.pad_token_id)
-    key = task_of(model, 'multiclass')
-    temperature = decisions(run.predictions('validation'))['temperatures'].get(key.rpartition('/')[2], 1.)
+    chosen = decisions(run.predictions('validation'))['temperatures']
+    temperature = chosen[f'{corpus}/{name}' if f'{corpus}/{name}' in chosen else name]   # by both, if several have it
     coefficients = [sha for f,sha in sorted(run.digests().items()) if f.endswith('.safetensors')]
     found = evaluate_explainers(model, posts, names, [run.config.to_dict(), coefficients], options, k, n_boot,
                                 temperature=temperature)
