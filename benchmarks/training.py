@@ -2,9 +2,9 @@
 
 Both train the same LoRA on the same encoder and posts for two epochs with the same learning rates, in turn. The Trainer takes its defaults: random order, padding
 to the longest post of the batch, float32. Reported: posts/s of each, their ratio, validation macro F1 of each, and the share of the machine's measured
-matrix-product peak that hatenb's training reaches.
+matrix-product peak that hatenb's training reaches, for MPNet-base too (on fewer posts) where its weights are (HATENB_MPNET).
 """
-import argparse, time
+import argparse, os, time
 
 import numpy as np, torch
 import adapters
@@ -24,25 +24,34 @@ from hatenb.training import TrainConfig, Trainer, predict
 LR, HEAD_LR, BATCH = 5e-4, 1e-3, 32
 
 
-def peak(dtype, n=1536, seconds=2.):
+def peak(config, seconds=2.):
     "Measured FLOP/s of a matrix product of the encoder's shapes"
-    a, b = torch.randn(2048, 384).to(dtype), torch.randn(384, n).to(dtype)
+    width, inner = config.hidden_size, config.intermediate_size
+    a, b = (torch.randn(*shape).to(resolve_dtype('auto')) for shape in ((2048, width), (width, inner)))
     for _ in range(5): a@b
     start, count = time.perf_counter(), 0
     while time.perf_counter()-start < seconds: a@b; count += 1
-    return 2*2048*384*n*count/(time.perf_counter()-start)
+    return 2*2048*width*inner*count/(time.perf_counter()-start)
 
 
-def flops(tokens, width=384, inner=1536, layers=6, r=16):
-    "FLOPs of a training step on `tokens` sub-tokens: forward and backward through frozen linear layers, LoRA's own products three times"
+def flops(tokens, config, r=16):
+    "FLOPs of training on `tokens` sub-tokens: forward and backward through frozen linear layers, LoRA's own products three times; attention's are not counted"
+    width, inner = config.hidden_size, config.intermediate_size
     linear = 4*width*width + 2*width*inner
     lora = r*(3*2*width + 2*(width+inner))
-    return 2*tokens*layers*(2*linear + 3*lora)
+    return 2*tokens*config.num_hidden_layers*(2*linear + 3*lora)
 
 
-def ours(posts, counted, epochs):
+def data(name, limit):
+    "Posts by split, shuffled, and the answers in the train split"
+    tokenizer = load_encoder(name).tokenizer
+    corpus = {k: d.shuffle(seed=0).select(range(min(limit or len(d), len(d)))) for k, d in encoded_corpus('hatexplain', tokenizer).items()}
+    return corpus, {k: Posts(d, 'hatexplain', tokenizer.pad_token_id) for k, d in corpus.items()}, count_answers(corpus['train'], 'hatexplain')
+
+
+def ours(name, posts, counted, epochs):
     seed_everything(0, 'weights')
-    encoder = load_encoder('minilm', dtype=resolve_dtype('auto'))
+    encoder = load_encoder(name, dtype=resolve_dtype('auto'))
     encoder.add('shared', 'lora', r=16, alpha=32)
     encoder.activate('shared'); encoder.train_only('shared')
     model = Model(encoder, [make_head(Task.parse('label'), encoder.width, counted)])
@@ -50,9 +59,10 @@ def ours(posts, counted, epochs):
     trainer.fit()
     t = predict(model, {'hatexplain': posts['validation']})
     tokens = epochs*int(posts['train'].lengths.sum())
+    done, top = flops(tokens, encoder.model.config)/trainer.progress.seconds, peak(encoder.model.config)
     return dict(posts_per_second=trainer.progress.posts/trainer.progress.seconds,
                 macro_f1=f1_score(t.label, np.stack(t.label_prob).argmax(1), average='macro'),
-                flops_per_second=flops(tokens)/trainer.progress.seconds)
+                flops_per_second=done, matrix_product_flops_per_second=top, share_of_peak=done/top)
 
 
 class Plain(nn.Module):
@@ -95,13 +105,12 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--epochs', type=int, default=2)
     parser.add_argument('--limit', type=int, help='posts (default: all)')
+    parser.add_argument('--mpnet-limit', type=int, default=960, help='posts of the part with MPNet-base')
     a = parser.parse_args()
-    tokenizer = load_encoder('minilm').tokenizer
-    corpus = {k: d.shuffle(seed=0).select(range(min(a.limit or len(d), len(d)))) for k, d in encoded_corpus('hatexplain', tokenizer).items()}
-    posts, counted = {k: Posts(d, 'hatexplain', tokenizer.pad_token_id) for k, d in corpus.items()}, count_answers(corpus['train'], 'hatexplain')
-    mine = ours(posts, counted, a.epochs)
-    with tempfile.TemporaryDirectory() as folder: plain = theirs(corpus, tokenizer, a.epochs, folder)
-    top = peak(resolve_dtype('auto'))
+    corpus, posts, counted = data('minilm', a.limit)
+    mine = ours('minilm', posts, counted, a.epochs)
+    with tempfile.TemporaryDirectory() as folder: plain = theirs(corpus, load_encoder('minilm').tokenizer, a.epochs, folder)
+    base = ours('mpnet', *data('mpnet', a.mpnet_limit)[1:], 1) if os.environ.get('HATENB_MPNET') else None
     keep('training', dict(epochs=a.epochs, posts=len(corpus['train']), batch_size=BATCH, dtype=str(resolve_dtype('auto')), hatenb=mine, trainer=plain,
                           ratio=mine['posts_per_second']/plain['posts_per_second'], macro_f1_difference=mine['macro_f1']-plain['macro_f1'],
-                          matrix_product_flops_per_second=top, share_of_peak=mine['flops_per_second']/top))
+                          mpnet=base and dict(base, posts=a.mpnet_limit)))
