@@ -7,10 +7,10 @@ Docs: https://hatenb.github.io/hatenb/pages.html.md"""
 # %% auto #0
 __all__ = ['with_config', 'the_one', 'by_seed', 'over_seeds', 'mean_value', 'main_value', 'posts_seen', 'mean_score',
            'main_label', 'main_metric_of', 'in_digits', 'signed', 'with_interval', 'percent', 'gap', 'in_words',
-           'listed', 'sentence', 'verdicts', 'study_rows', 'study_pairs', 'answer_sentence', 'scorecard', 'table_html',
-           'scores_html', 'folded', 'all_metrics', 'differences_html', 'throughput', 'costs_html', 'draws_html',
-           'row_styles', 'draw_interval', 'scores_figure', 'differences_figure', 'pairs_of', 'communities_figure',
-           'by_block']
+           'listed', 'sentence', 'verdicts', 'largest_gains', 'study_rows', 'study_pairs', 'answer_sentence',
+           'scorecard', 'table_html', 'scores_html', 'folded', 'all_metrics', 'differences_html', 'throughput',
+           'costs_html', 'draws_html', 'row_styles', 'draw_interval', 'scores_figure', 'differences_figure', 'pairs_of',
+           'communities_figure', 'by_block']
 
 # %% ../nbs/12b_pages.ipynb #6e82a9bc
 import html, textwrap
@@ -178,6 +178,24 @@ def verdicts(
         found = _verdict_words(*verdict, 'them' if parts else base)
         parts.append(f'{said} {"is" if said == names[0] else "are"} {found}')
     return '; '.join(parts)
+
+# %% ../nbs/12b_pages.ipynb #2c94ea19
+def largest_gains(
+    pairs:dict[str,dict[str,dict]], # what a row is called → task → difference, corrected
+    base:str,                       # what they are compared with
+) -> str:
+    "Which rows gain most over their base, where that is significant, as a sentence without its full stop"
+    gains = {}
+    for n,of in pairs.items():
+        for t,d in of.items():
+            of_task = gains.setdefault(t.rpartition('/')[2], [])
+            if d['corrected'] < .05 and d['difference'] > 0: of_task.append((d['difference'], n))
+    said = [f'{max(found)[1]} on {t} ({signed(max(found)[0])})' for t,found in gains.items() if found]
+    if not said: return f'nothing is significantly better than {base} on any task'
+    none = [t for t,found in gains.items() if not found]
+    are = 'gain is' if len(said) == 1 else 'gains are'
+    return (f'compared with {base}, the largest significant {are} {listed(said)}'
+            + (f'; none on {listed(none)}' if none else ''))
 
 # %% ../nbs/12b_pages.ipynb #9586f5cb
 def study_rows(
