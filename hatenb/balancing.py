@@ -383,6 +383,7 @@ class DualBalancing(Balancer):
 
     def combine(self, grads, here):
         means = torch.zeros_like(grads) if self.means is None else self.means
+        means = means.to(grads)           # those of a checkpoint lie on the CPU
         moved = grads + self.beta/(self.step+1)**self.sigma*(means-grads)
         self.means = torch.where(here.to(grads.device)[:,None], moved, means)
         norms = self.means[here].norm(dim=1)
@@ -443,8 +444,15 @@ class CAGrad(Aggregated):
 @balancers.register('nash_mtl', label='Nash-MTL', formula='Σ αᵢ ∇Lᵢ with GGᵀα = 1/α',
                     source='Navon et al. 2022, arXiv 2202.01017')
 class NashMTL(Aggregated):
-    "The bargain of the losses about the step"
+    """The bargain of the losses about the step, sought anew at each: what TorchJD keeps from step to step is not used,
+    so that a run that was cut off goes on with the same numbers"""
     aggregator,is_mean = 'NashMTL',False
+    def __init__(self, names,
+        **options): # of the aggregator
+        if options.get('update_weights_every', 1) != 1:
+            raise HatenbError('the bargain is sought at every step', 'balancing_options, update_weights_every',
+                              'Leave it out.')
+        super().__init__(names, **options)
     def made(self, n):
         if n == 1: return None
         own,self.options = self.options,self.options | dict(n_tasks=n)

@@ -196,6 +196,7 @@ def draws(
     *seed,      # seed and place, see `derive_seed`
 ) -> np.ndarray:
     "[count] rows: the draws `start` to `start+count` of an endless series of shuffled passes"
+    if not count: return np.empty(0, int)
     first,last = start//n, (start+count-1)//n
     passes = [np.random.default_rng(derive_seed(*seed, i)).permutation(n) for i in range(first, last+1)]
     return np.concatenate(passes)[start-first*n:][:count]
@@ -241,8 +242,9 @@ def _bucketed(rows, lengths, steps, bucket):
     return [s for chunk,n in zip(by_length, steps_of) for s in np.array_split(chunk, n)]
 
 def _balanced(classes, epoch, count, seed, corpus):
-    "`count` rows, of each class as many (up to one), each class in shuffled passes of its own"
-    known = np.unique(classes)
+    """`count` rows, of each class as many (up to one), each class in shuffled passes of its own; posts without a class
+    (below 0) are not drawn"""
+    known = np.unique(classes[classes >= 0])
     def _rows(k, n):
         of_class = np.flatnonzero(classes == k)
         return of_class[draws(len(of_class), epoch*n, n, seed, 'draws', corpus, int(k))]

@@ -59,7 +59,9 @@ def subset_of(
 ) -> Statistic:
     "A statistic of some of the posts; its `n` says how many they are"
     places = np.flatnonzero(use)
-    return counted_as(len(places), lambda W: statistic(W[:,places]))
+    def _stat(W): return statistic(W[:,places])
+    _stat.biased = getattr(statistic, 'biased', False)     # see `recentred`
+    return counted_as(len(places), _stat)
 
 # %% ../nbs/01_bootstrap.ipynb #ff21dc99
 def remembered(statistic:Callable) -> Callable:

@@ -17,7 +17,7 @@ from typing import Iterator
 import numpy as np, pandas as pd
 
 # %% ../nbs/10d_comparisons.ipynb #9892ebf4
-from .core import HatenbError, digest, provenance, settings, write_json
+from .core import HatenbError, atomic_write, digest, provenance, settings, write_json
 from .corpora import load_corpus
 from .evaluation import answered_tasks, apply_thresholds, compare, planned_family, seed_groups, without_gold
 from .kinds import gold_columns, kind_of
@@ -108,7 +108,7 @@ def write_gold(
     tables = [parts[s].select_columns(['id', *columns]).to_pandas().assign(corpus=corpus, split=s)
               for s in ('validation', 'test')]
     file.parent.mkdir(parents=True, exist_ok=True)
-    pd.concat(tables).to_parquet(file, index=False, compression='zstd')
+    with atomic_write(file) as f: pd.concat(tables).to_parquet(f, index=False, compression='zstd')
 
 def published_predictions(
     folder:str|Path,  # of a published run
@@ -149,9 +149,11 @@ def find_predictions(
 ) -> pd.DataFrame|None:
     """A run's predictions of a split, with gold, moved so that its thresholds chosen on validation (see
     `decided_values`) are one half; none where they are gone"""
+    weights = {k: v for k,v in record['files'].items() if not k.startswith('predictions/')}
     for place in places:
         there = RunFolder(place/record['name'])
-        if there.finished and there.predictions_file(split).is_file() and Run(there.folder).id == record['id']:
+        if not (there.finished and there.predictions_file(split).is_file()): continue
+        if Run(there.folder).id == record['id'] and Run(there.folder).weights == weights:     # else it was made again
             t = _read_predictions(Run(there.folder), results, split)
             lines = record.get('decided', {}).get('thresholds', {})
             questions = {k: q for k,(_,q) in answered_tasks(t).items()}
@@ -196,15 +198,13 @@ def is_stale(row:dict, records:dict[str,dict]) -> bool: # name → record
     return values_digest([records[n] for n in names], asked, row.get('split', 'test')) != row['digest']
 
 # %% ../nbs/10d_comparisons.ipynb #3e6fb48f
-def _corrected(rows):
-    "The rows of a comparison, corrected together"
-    if not rows: return []
-    tables = {str(i): pd.DataFrame(r['table']) for i,r in enumerate(rows)}
-    if any('equivalence' not in t for t in tables.values()):
-        return rows      # of a time before that test: as they were corrected then
-    family = planned_family(tables)
-    tables = {i: t.drop(columns='comparison').to_dict('records') for i,t in family.groupby('comparison')}
-    return [r | dict(table=[{k: v for k,v in x.items() if v == v} for x in tables[str(i)]]) for i,r in enumerate(rows)]
+def _corrected(comparisons):
+    "All rows of a study's comparisons, corrected together; rows of a time before the equivalence test as they were then"
+    tables = {f'{i} {j}': pd.DataFrame(r['table']) for i,c in enumerate(comparisons) for j,r in enumerate(c['rows'])}
+    if not (new := {k: t for k,t in tables.items() if 'equivalence' in t}): return comparisons
+    found = {k: t.drop(columns='comparison').to_dict('records') for k,t in planned_family(new).groupby('comparison')}
+    def _row(r, k): return r | dict(table=[{k: v for k,v in x.items() if v == v} for x in found[k]]) if k in found else r
+    return [c | dict(rows=[_row(r, f'{i} {j}') for j,r in enumerate(c['rows'])]) for i,c in enumerate(comparisons)]
 
 def _kept(before, name, side, base, records, split):
     "A row of an earlier time, if it still says what the records say"
@@ -218,10 +218,11 @@ def compare_study(
     study:Study,
     results:str|Path|None=None,   # the folder of published results
     runs_path:str|Path|None=None, # where runs with their predictions lie (default: the setting)
+    afresh:bool=False,            # also where the records still say the same
 ) -> list[dict]: # comparisons: name, rows: runs, base, digest, table
-    """What the study declares, computed from predictions (of the posts that `study_split` says) and kept with the
-    study; rows whose predictions are gone stay as long as the records say the same, others are reported and left
-    out"""
+    """What the study declares, computed from predictions (of the posts that `study_split` says), corrected together and
+    kept with the study; rows whose predictions are gone stay as long as the records say the same, others are reported
+    and left out"""
     results = Path(results or results_folder())
     published,places = read_study(study.name, results),[Path(runs_path or settings().runs_path), results/'runs']
     records,out,split = study_records(study.name, results=results),[],study_split(published)
@@ -231,13 +232,14 @@ def compare_study(
         @functools.cache      # a base is read once
         def _found(name): return find_predictions(known[name], places, results, split)
         for side,base,tasks in sides_of(c, records, others):
-            if (row := _kept(published['comparisons'], c['name'], side, base, known, split)) is None:
-                if (table := _table(side, base, tasks, c, _found)) is None:
-                    warnings.warn(f'left out, for want of predictions: {side[0]["name"]} against {base[0]["name"]}')
-                    continue
-                row = _row(side, base, table, split)
-            rows.append(row)
-        out.append(dict(name=c['name'], rows=_corrected(rows)))
+            row = _kept(published['comparisons'], c['name'], side, base, known, split)
+            table = _table(side, base, tasks, c, _found) if afresh or row is None else None
+            if table is not None: row = _row(side, base, table, split)
+            if row is None:
+                warnings.warn(f'left out, for want of predictions: {side[0]["name"]} against {base[0]["name"]}')
+            else: rows.append(row)
+        out.append(dict(name=c['name'], rows=rows))
+    out = _corrected(out)
     write_json(study_path(study.name, results), published | dict(comparisons=out))
     return out
 
@@ -257,9 +259,8 @@ def recompute(
             tables = {s: published_predictions(there.folder, s, results) for s in ('validation','test')}
             write_json(there.record_file, record | figures(tables, n_boot) | dict(evaluated=provenance()))
         if there.finished: made.append(Run(there.folder).record | dict(folder=str(there.folder)))
-    study_path(study.name, results).unlink(missing_ok=True)        # or what it found before would be kept
     publish(made, results, predictions=False, study=study)
-    return compare_study(study, results)
+    return compare_study(study, results, results/'runs', afresh=True)
 
 def _bare_record(config):
     return dict(id=config.id, name=config.name, config=config.to_dict(), corpora={}, cost={}, history=[], files={},

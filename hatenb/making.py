@@ -9,7 +9,7 @@ __all__ = ['run_corpora', 'load_sources', 'run_encoder', 'peak_memory', 'forget_
            'make_run', 'reevaluate']
 
 # %% ../nbs/10b_making.ipynb #a9a07270
-import gc, itertools, resource, sys, time, warnings
+import gc, inspect, itertools, resource, sys, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from datasets import DatasetDict, concatenate_datasets
 from filelock import FileLock, Timeout
 
 # %% ../nbs/10b_making.ipynb #f2e47e83
-from .balancing import make_balancer
+from .balancing import balancers, make_balancer
 from .baselines import baseline_tables
 from .batches import Posts, augmented, encode, encoded_corpus, lexicon_features, truncation
 from .composing import Strategy, adapter_name, fusion_attention
@@ -75,7 +75,7 @@ def _with_features(ds, lexicon):
 def _copies(config, corpus, train, tokenizer):
     "Encoded changed copies of training posts"
     plain = train.remove_columns(['input_ids','token_word','words_cut'])
-    try: more = augmented(plain, corpus, **config.augment)
+    try: more = augmented(plain, corpus, **dict(seed=config.seed) | config.augment)
     except TypeError as e:
         raise HatenbError(f'the copies cannot be made so: {e}', 'augment',
                           'Look up the options of `augmented`.') from None
@@ -187,7 +187,9 @@ def _trainer(job, model, posts, validate):
     "The run's trainer, its balancing rule and regularisers"
     c = job.config
     names = [n for h in model.heads.values() for n in make_loss(h).names]
-    return Trainer(model, posts['train'], c.train, validate, make_balancer(c.balancing, names, **c.balancing_options),
+    drawn = dict(seed=c.seed) if 'seed' in inspect.signature(balancers[c.balancing]).parameters else {}
+    balancer = make_balancer(c.balancing, names, **drawn | c.balancing_options)
+    return Trainer(model, posts['train'], c.train, validate, balancer,
                    make_regularisers(c.regularisers), job.place.folder, c.seed, job.accelerator)
 
 # %% ../nbs/10b_making.ipynb #803665d6

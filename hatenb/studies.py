@@ -10,7 +10,8 @@ __all__ = ['run_engines', 'expand', 'random_draws', 'Study', 'Comparison', 'vali
            'read_study', 'study_split', 'study_records', 'results_card', 'publish']
 
 # %% ../nbs/10c_studies.ipynb #bc373b34
-import dataclasses, importlib, itertools, multiprocessing, multiprocessing.connection, os, signal, sys, threading
+import contextlib, dataclasses, importlib, itertools, multiprocessing, multiprocessing.connection, os, shutil, signal
+import sys, threading
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from .corpora import corpora
 from .evaluation import main_metrics, save_predictions, watched_metrics, without_gold
 from .kinds import kind_of
 from .making import finished, make_run
-from .runs import Run, RunConfig, RunFolder, check_type, read_record, run_folder
+from .runs import Run, RunConfig, RunFolder, check_type, inherited, read_record, run_folder
 from .tasks import question_of, task_keys
 
 # %% ../nbs/10c_studies.ipynb #722f6d23
@@ -94,12 +95,15 @@ def _base_of(base, r):
     return {k: v for k,v in base.items() if k not in ('adapter','adapter_options')}
 
 def _expand_run(base, r):
-    "The configurations that one `[[runs]]` stands for; sources have the seed of their run, unless they say another"
+    """The configurations that one `[[runs]]` stands for; sources have the encoder, its storage, lengths, limit and seed
+    of their run, unless they say others"""
     base,whole = _base_of(base, r),base
     given = _merge(base, {k: v for k,v in r.items() if k not in ('sources','draws','title')})
     for c in random_draws(given, r['draws']) if 'draws' in r else expand(given):
         if not (r.get('sources') or isinstance(r.get('sources'), dict)): yield c
-        else: yield {**c, 'sources': _sources_of(whole | {'seed': c.get('seed', 0)}, r['sources'], c['tasks'])}
+        else:
+            own = {k: c[k] for k in inherited if k in c} | {'seed': c.get('seed', 0)}
+            yield {**c, 'sources': _sources_of(whole | own, r['sources'], c['tasks'])}
 
 # %% ../nbs/10c_studies.ipynb #f8ed442f
 @dataclass
@@ -202,13 +206,19 @@ def chosen_run(
     return max(scored, key=validation_score)
 
 # %% ../nbs/10c_studies.ipynb #dc11222c
+def _in_words(e): return str(e) if isinstance(e, HatenbError) else f'{type(e).__name__}: {e}'
+
+def _why_not(config:RunConfig, runs_path, accelerator=None) -> str|None:
+    "Make a run; why it failed, in words"
+    try: make_run(config, runs_path, accelerator)
+    except Exception as e: return _in_words(e)
+
 def _one_by_one(study, runs_path, accelerator):
     "Make the runs of a study; name → why it failed"
     failed = {}
     for config in (bar := progress(study.runs, study.name, unit='run')):
         bar.set_postfix_str(config.name)
-        try: make_run(config, runs_path, accelerator)
-        except HatenbError as e: failed[config.name] = str(e)
+        if why := _why_not(config, runs_path, accelerator): failed[config.name] = why
     return failed
 
 # %% ../nbs/10c_studies.ipynb #d8eb221b
@@ -239,10 +249,11 @@ def registering_modules() -> list[str]:
     return [m for m in found if m and m.partition('.')[0] not in ('hatenb','__main__')]
 
 # %% ../nbs/10c_studies.ipynb #ba97eaaa
-def _why_not(config:dict, runs_path) -> str|None:
-    "Make a run; why it failed, in words"
-    try: make_run(RunConfig.from_dict(config), runs_path)
-    except Exception as e: return str(e) if isinstance(e, HatenbError) else f'{type(e).__name__}: {e}'
+def _why_no_worker(modules) -> str|None:
+    "Import what registers rules; why that failed, in words"
+    try:
+        for m in modules: importlib.import_module(m)
+    except Exception as e: return f'a worker cannot import {m}: {_in_words(e)}'
 
 def _work(jobs, runs_path, cores, modules):
     "What a worker does: make runs until there are none, and end with its parent"
@@ -250,11 +261,11 @@ def _work(jobs, runs_path, cores, modules):
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
-    for m in modules: importlib.import_module(m)
+    cannot = _why_no_worker(modules)
     while True:
         try: config = jobs.recv()
         except EOFError: return
-        jobs.send(_why_not(config, runs_path))
+        jobs.send(cannot or _why_not(RunConfig.from_dict(config), runs_path))
 
 def _end_with_parent():
     multiprocessing.parent_process().join()
@@ -281,7 +292,7 @@ class _Worker:
 
     def give(self, config):
         self.run = config
-        self.jobs.send(config.to_dict())
+        with contextlib.suppress(OSError): self.jobs.send(config.to_dict())    # one that died idle: `answer` will say so
 
     def answer(self) -> tuple[RunConfig,str|None]: # the run, and why it failed
         "What came of the run; raises `EOFError` if the worker is dead"
@@ -312,8 +323,7 @@ def _make_there(config, runs_path, folder, environment, cores, modules):
     os.chdir(folder)
     if folder not in sys.path: sys.path.insert(0, folder)
     torch.set_num_threads(cores)
-    for m in modules: importlib.import_module(m)
-    return _why_not(config, runs_path)
+    return _why_no_worker(modules) or _why_not(RunConfig.from_dict(config), runs_path)
 
 class _RayWorker:
     "A place for one task of Ray, and the run that it is at"
@@ -510,12 +520,12 @@ def study_records(
 
 # %% ../nbs/10c_studies.ipynb #1c4141b3
 def _publish_run(record, to, predictions):
-    "Copy a run's record, and its predictions without gold"
+    "Copy a run's record, and its predictions without gold; those of other weights do not stay beside it"
     made,to = Run(record['folder']),RunFolder(to)
+    if to.finished and Run(to.folder).weights != made.weights: shutil.rmtree(to.folder/'predictions', ignore_errors=True)
     for split in made.record['metrics'] if predictions else ():
         save_predictions(without_gold(made.predictions(split)), to.predictions_file(split))
-    weights = {k: v for k,v in made.record['files'].items() if not k.startswith('predictions/')}
-    write_json(to.record_file, made.record | dict(files=weights | to.digests()))
+    write_json(to.record_file, made.record | dict(files=made.weights | to.digests()))
     return to.folder
 
 def _publish_study(study, names, results):

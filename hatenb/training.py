@@ -250,10 +250,12 @@ def _set_up_steps(self:Trainer):
 
 @patch
 def _classes(self:Trainer):
-    classes = {t.corpus: self.posts[t.corpus].flat[t.question.column] for t in self._tasks()
-               if gold_forms_of(t.corpus).get(t.question.column) == 'integer'}
-    if not classes: raise HatenbError('no task of this run has classes', 'train, class_balanced', 'Leave it out.')
-    return classes
+    tasks = [t for t in self._tasks() if gold_forms_of(t.corpus).get(t.question.column) == 'integer']
+    columns = {t.corpus: t.question.column for t in tasks}
+    if not tasks: raise HatenbError('no task of this run has classes', 'train, class_balanced', 'Leave it out.')
+    if other := [t for t in tasks if t.question.column != columns[t.corpus]]:
+        raise HatenbError(f'several tasks of {other[0].corpus} have classes', 'train, class_balanced', 'Leave it out.')
+    return {c: self.posts[c].flat[column] for c,column in columns.items()}
 
 @patch
 def _tasks(self:Trainer): return [h.task for h in self.model.heads.values()]

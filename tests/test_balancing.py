@@ -215,7 +215,8 @@ def test_a_missing_package_is_named_with_its_remedy(name, missing, monkeypatch):
 
 
 @pytest.mark.parametrize('name,options', [('stch', dict(mu=0.)), ('dwa', dict(steps=0)), ('cagrad', dict(c=-1.)),
-                                          ('fixed', dict(importance={})), ('upgrad', dict(c=1))])
+                                          ('fixed', dict(importance={})), ('upgrad', dict(c=1)),
+                                          ('nash_mtl', dict(update_weights_every=5))])
 def test_wrong_options_are_refused(name, options):
     with pytest.raises(HatenbError, match='balancing_options'): make_balancer(name, NAMES, **options)
 

@@ -332,3 +332,12 @@ def test_copies_of_real_posts(corpora_folder):
     assert changed > 1500
     marks = lambda ds: [[w for w, m in zip(ws, ms) if m] for ws, ms in zip(ds['words'], ds['rationale_any'])]
     assert marks(few) == marks(more)
+
+
+def test_a_corpus_without_a_draw_and_posts_without_a_class():
+    assert not len(B.draws(5, 0, 0, 1))
+    few = B.epoch_batches({'a': np.full(20_000, 5), 'b': np.full(100, 5)}, Sampling(16, steps=5))
+    assert len(few) == 5 and sum(len(b['a']) for b in few) == 80
+    classes = np.array([-1]*50 + [0]*30 + [1]*20)
+    drawn = np.concatenate([b['a'] for b in B.epoch_batches({'a': np.full(100, 5)}, Sampling(10), classes={'a': classes})])
+    assert np.bincount(classes[drawn]).tolist() == [50, 50]

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import false_discovery_control
 
 from hatenb.comparisons import (
     base_of,
     compare_study,
     comparisons_table,
+    find_predictions,
     has_settings,
     recompute,
     sides_of,
@@ -272,6 +274,53 @@ def test_a_run_without_predictions_keeps_its_record_and_one_without_both_is_left
     shutil.rmtree(results / 'runs' / records[1]['name'])
     (found,) = recompute(STUDY, results, 20)
     assert found['rows'] == [] and read_study('hand', results)['runs'] == [records[0]['name']]
+
+
+def test_all_comparisons_of_a_study_are_corrected_together(hand):
+    path, records = hand
+    again = dict(STUDY.comparisons[0], name='main metric', all_metrics=False)
+    twice = dataclasses.replace(STUDY, comparisons=[*STUDY.comparisons, again])
+    publish(records, path / 'results', predictions=False, study=twice)
+    rows = [x for c in compare_study(twice, path / 'results', path / 'runs') for r in c['rows'] for x in r['table']]
+    assert len(rows) > 2 and [x['corrected'] for x in rows] == pytest.approx(
+        list(false_discovery_control([x['p'] for x in rows]))
+    )
+
+
+def test_what_cannot_be_compared_again_stays(hand):
+    path, records = hand
+    results = path / 'results'
+    publish(records, results, study=STUDY)
+    write_gold('mini', results)
+    recompute(STUDY, results, 20)
+    before = read_study('hand', results)
+    shutil.rmtree(results / 'runs' / records[0]['name'] / 'predictions')
+    recompute(STUDY, results, 20)
+    assert before['comparisons'][0]['rows'] and read_study('hand', results) == before
+
+
+def made_again(record):
+    "The record of a run's folder, as if it had been made again: of other weights"
+    file = Path(record['folder']) / 'record.json'
+    other = json.loads(file.read_text())
+    other['files']['heads.safetensors'] = 64 * '0'
+    write_json(file, other)
+    return {**other, 'folder': record['folder']}
+
+
+def test_predictions_of_another_making_do_not_stand_for_a_record(hand):
+    path, records = hand
+    published = study_records('hand', results=path / 'results')[1]
+    assert find_predictions(published, [path / 'runs']) is not None
+    made_again(records[1])
+    assert find_predictions(published, [path / 'runs']) is None
+
+
+def test_predictions_of_another_making_do_not_stay_beside_a_record(hand):
+    path, records = hand
+    publish(records, path / 'results', study=STUDY)
+    publish([made_again(records[0]), records[1]], path / 'results', predictions=False, study=STUDY)
+    assert [(path / 'results' / 'runs' / r['name'] / 'predictions').exists() for r in records] == [False, True]
 
 
 def test_test_posts_are_held_back_until_all_runs_are_there(tmp_path):

@@ -54,6 +54,13 @@ def test_losses_by_scikit_learn_and_by_the_metrics():
     assert post_losses(scores, 'score').tolist() == [4, 0]
 
 
+def test_posts_that_were_not_asked_are_left_out():
+    q = question_of('edos/category')
+    asked = pd.DataFrame({'corpus': 'edos', 'id': ['a', 'b'], q.asked: [1, 0], q.column: [0, -1],
+                          'category_prob': [np.full(len(q.outputs), 1 / len(q.outputs), np.float32)] * 2})
+    assert [i for _, i in post_losses(asked, 'category').index] == ['a']
+
+
 def test_order_and_filters():
     a, b = predicted(0), predicted(1)
     found = worst_posts(a, b.sample(frac=1, random_state=0))  # in any order

@@ -477,6 +477,8 @@ def test_a_calibrated_models_interval_holds_its_value():
     assert draws.mean() > 1.2 * ece['value']  # resamples are too high
     assert 0 <= ece['low'] < ece['value'] < ece['high'] and ece['high'] < np.percentile(draws, 97.5)
     assert (recentred(draws, 0.5) == draws).all()
+    asked = subset_of(np.ones(2000, bool), ece_of(p.max(1), p.argmax(1) == t['label']))
+    assert asked.biased and (recentred(draws, 0.5, asked) != draws).any()  # of some posts it is so too
 
 
 @quick

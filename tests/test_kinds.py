@@ -1,5 +1,7 @@
 "Kinds: losses and heads: sums over any partition, torch's own functions, extreme logits, what is refused"
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -390,3 +392,13 @@ def test_tasks_are_written_as_they_are_read():
         for q in c.questions:
             assert question_of(q.name).kind == q.kind
     assert Task.parse('label').outputs == question_of('hatexplain/label').outputs
+
+
+def test_a_linear_regression_learns_from_posts_that_were_asked_alone():
+    g = np.random.default_rng(0)
+    x, asked = g.standard_normal((60, 3)), np.arange(60) % 2
+    y = np.where(asked, x @ [1., 2., 3.], 0.)                # a blank of a post that was not asked is 0
+    posts = {'score': y, 'asked': asked}
+    task = SimpleNamespace(name='score', question=SimpleNamespace(column='score', asked='asked'))
+    predict = kinds['regression']().fit_linear(task, posts, posts, x, x, 0)
+    assert np.abs(predict(x)['score_pred'] - x @ [1., 2., 3.]).max() < .1

@@ -149,3 +149,22 @@ def test_a_method_of_ones_own_is_merged_and_fused(posts):
         encoder.add('f', 'fusion', sources=['a', 'b'])
         assert len(encoder.composites['f'].layers(encoder, 'f')) == len(lora_updates(encoder, 'a'))
     finally: del adapter_methods['half_lora']
+
+
+def test_a_second_mtl_lora_leaves_the_first_as_it_is():
+    encoder = load_encoder('minilm')
+    encoder.add('one', 'mtl_lora', tasks=['a', 'b'], r=2)
+    for v in encoder.adapter_parameters('one').values(): v.data += .1
+    before = tensor_digest(encoder.adapter_parameters('one'))
+    encoder.add('two', 'mtl_lora', tasks=['c', 'd'], r=2)
+    assert tensor_digest(encoder.adapter_parameters('one')) == before
+
+
+def test_a_fusion_knows_which_sources_a_layer_has():
+    encoder = load_encoder('minilm')
+    encoder.add('upper', 'lora', r=2, layers=[1])
+    encoder.add('both', 'lora', r=2, layers=[0, 1])
+    encoder.add('fused', 'fusion', sources=['upper', 'both'])
+    fusion = encoder.composites['fused']
+    found = {k.split('layer.')[1][0]: fusion.sources_at(k) for k in fusion.layers(encoder, 'fused')}
+    assert found == {'0': ['both'], '1': ['upper', 'both']}

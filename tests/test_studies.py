@@ -16,7 +16,7 @@ from hatenb.evaluation import as_stored, evaluate, load_predictions
 from hatenb.kinds import gold_columns
 from hatenb.making import finished, make_run, run_corpora
 from hatenb.runs import Run, RunConfig, read_record, read_records
-from hatenb.studies import Study, chosen_run, expand, publish, run_study
+from hatenb.studies import Study, _why_no_worker, chosen_run, expand, publish, run_study
 from hatenb.training import TrainConfig, predict
 from on_ray import begun_ray, tasks
 from parts import scalars
@@ -157,6 +157,8 @@ def test_sources_have_the_seed_of_their_run(sources):
         dict(name='s', runs=[joined | dict(seed=3, sources=[dict(tasks=['mini/label'], seed=7)])])
     ).runs
     assert [s['seed'] for s in own.sources] == [7]
+    (stored,) = Study.from_dict(dict(name='s', runs=[joined | dict(seed=0, quantization='nf4')])).runs
+    assert [s['quantization'] for s in stored.sources] == ['nf4'] * len(stored.sources)
 
 
 def test_all_fields_at_once_come_back():
@@ -243,6 +245,9 @@ def test_a_configuration_that_is_wrong_says_where(d, place, what):
         (dict(balancing='fixed', balancing_options=dict(importances={'mini/target': 1})), 'mini/target'),
         (dict(balancing='dwa', balancing_options=dict(steps=0)), '0 steps'),
         (dict(augment=dict(drop=2.0)), 'drop = 2'),
+        (dict(strategy='merge', strategy_options=dict(rule='ties', rule_options=dict(densty=0.5)),
+              sources=[dict(tasks=['mini/label'])]), "no option 'densty'"),
+        (dict(strategy='branch', adapter_options=dict(layers=[0])), 'have their own layers'),
     ],
 )
 def test_options_that_are_wrong_are_told_before_anything_is_trained(tmp_path, d, words):
@@ -897,6 +902,13 @@ def test_a_run_whose_task_of_ray_was_killed_goes_on(tmp_path, made_alone):
     assert run_study(small_study(), tmp_path, workers=2, engine='ray') == records and not ray.is_initialized()
     with pytest.raises(HatenbError, match="no engine 'rey'"):
         run_study(small_study(), tmp_path, engine='rey')
+
+
+def test_a_worker_that_cannot_import_says_so():
+    assert _why_no_worker([]) is None
+    assert _why_no_worker(['json', 'no_such_rules']) == (
+        "a worker cannot import no_such_rules: ModuleNotFoundError: No module named 'no_such_rules'"
+    )
 
 
 def test_what_fails_in_a_worker_is_told_and_what_needs_it_is_not_made(tmp_path):

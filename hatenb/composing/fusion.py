@@ -50,6 +50,7 @@ class BottleneckFusion(Composite):
     def scores(self, encoder, name):
         "layer → the module whose output is the attention scores, before their softmax"
         return {k: m.dropout for k,m in self.layers(encoder, name).items()}
+    def sources_at(self, layer): return self.sources
 
 # %% ../../nbs/composing/02_fusion.ipynb #f8661d6e
 class LayerFusion(nn.Module):
@@ -117,6 +118,9 @@ class LoRAFusion(Composite):
     def scores(self, encoder, name):
         "layer → the module whose output is the attention scores, before their softmax"
         return {k: m.scores for k,m in self.layers(encoder, name).items()}
+    def sources_at(self, layer):
+        "Those that have the layer"
+        return [s for s in self.sources if layer in self.factors[s]]
 
 # %% ../../nbs/composing/02_fusion.ipynb #cc3afc3e
 def _check_fusion(encoder, sources, variant):
@@ -181,7 +185,7 @@ def fusion_attention(
     finally:
         for h in handles: h.remove()
     return pd.DataFrame([dict(layer=k, source=s, weight=float(v)) for k,w in seen.sums.items()
-                         for s,v in zip(fusion.sources, w/seen.total)])
+                         for s,v in zip(fusion.sources_at(k), w/seen.total)])
 
 # %% ../../nbs/composing/02_fusion.ipynb #357bd7cf
 def attention_figure(

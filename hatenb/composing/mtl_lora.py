@@ -45,8 +45,9 @@ class MultiTaskLoRA(Composite):
     def owned(self, name): return [name, *self.parts(name)]
     def install(self, encoder, name):
         for part in self.parts(name): encoder.model.add_adapter(part, config=self.config_)
-        for m in encoder.model.modules():
-            if not isinstance(m, MTLLoRA): continue
+        own = [m.loras[p] for m in encoder.model.modules() if isinstance(m, LoRALinear)
+               for p in self.parts(name) if p in m.loras]
+        for m in own:
             m.__class__ = MixedLoRA
             if self.full: m.task_specific = FullMatrix(self.config_.r)
         if len(self.tasks) > 1: encoder.model.share_parameters(self.parts(name), name=name)

@@ -22,7 +22,7 @@ from ..encoder import Encoder, adapter_methods
 from ..merging.adapters import lora_updates, merge_adapters, search_coefficients
 from ..merging.inputs import freeze_A, sample_batches, start_orthogonal, start_shared
 from ..merging.measures import interference
-from ..merging.rules import merge_rules
+from ..merging.rules import check_rule, merge_rules
 from ..model import Model
 
 # %% ../../nbs/composing/03_strategies.ipynb #09bcf0ae
@@ -153,6 +153,7 @@ class Merge(Strategy):
         sample:int=256,                        # posts of each corpus, for rules that need posts
         collecting:dict|None=None):            # options of what collects from them
         if isinstance(coefficients, str): _check_choice(coefficients, ('search',), 'coefficients')
+        check_rule(rule, rule_options or {})
         self.rule,self.coefficients,self.tries,self.rank = rule,coefficients,tries,rank
         self.learn,self.rule_options = _check_choice(learn, _learn, 'learn'),rule_options or {}
         self.sample,self.collecting,self.batches = sample,collecting,None
@@ -249,6 +250,8 @@ class Branch(Strategy):
     def below(self): return 'shared',self.layer
     def setup(self,
         layer:int=3): # the first layer, from 0, in which tasks go their own ways
+        if 'layers' in self.adapter_options:
+            raise HatenbError('branching adapters have their own layers', 'adapter_options, layers', 'Leave it out.')
         self.layer = layer
     def build(self, encoder, sources, posts=None):
         n = encoder.model.config.num_hidden_layers

@@ -154,6 +154,9 @@ def compare(
     a,b = _sides(first, second)
     rows = {k: draws_row(pair, margin) for k,pair in _draws_of_tasks(a, b, count, seed, main).items()}
     out = pd.DataFrame([dict(task=t, metric=m) | r for (t,m),r in rows.items() if r])
+    if not len(out):
+        raise HatenbError('no metric has a value on both sides', f'{", ".join(sorted({t for t,_ in rows})) or "no task"}',
+                          'Compare runs that answer the same tasks.')
     out['corrected'] = false_discovery_control(out['p'])
     higher = [metric_of(t, m).higher for t,m in zip(out['task'], out['metric'])]
     out['better'] = ['' if d == 0 else 'b' if (d > 0) == h else 'a' for d,h in zip(out['difference'], higher)]

@@ -49,7 +49,8 @@ def post_losses(
     for t,q in _answering(table, task):
         _check_output(q, output)
         check_predictions(t)
-        losses = kind_of(q).losses_of_posts(t, q, output)
+        losses,asked = kind_of(q).losses_of_posts(t, q, output),kind_of(q).measured_on(t, q)
+        if asked is not None: losses = np.where(asked, losses, np.nan)
         parts.append(pd.Series(losses, pd.MultiIndex.from_frame(t[['corpus','id']]), name='loss'))
     return pd.concat(parts).dropna()
 

@@ -129,10 +129,16 @@ def majority(self:Regression, task, train, splits):
     mean = self.count(train, task.question)['mean']
     return {k: {f'{task.name}_pred': np.full(len(ds), mean, np.float32)} for k,ds in splits.items()}
 
+def _answered(ds, q):
+    "The places of the posts that are asked about, and their gold"
+    use = np.flatnonzero(ds[q.asked][:]) if q.asked else np.arange(len(ds[q.column]))
+    return use, np.array(ds[q.column][:])[use]
+
 @patch
 def fit_linear(self:Regression, task, train, val, x, xv, seed):
     from sklearn.linear_model import Ridge
-    y,yv = (np.array(ds[task.question.column][:]) for ds in (train, val))
+    (use,y),(use_v,yv) = (_answered(ds, task.question) for ds in (train, val))
+    x,xv = x[use],xv[use_v]
     def fit(C): return Ridge(alpha=1/C, random_state=seed).fit(x, y)
     model = best_of_strengths(fit, lambda m: np.mean((m.predict(xv)-yv)**2))
     return lambda x: {f'{task.name}_pred': model.predict(x).astype(np.float32)}
