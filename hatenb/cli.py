@@ -106,16 +106,10 @@ def _corpora(
 ):
     "Each corpus: where it is, its licence; with --count posts and checksum, too"
     import pandas as pd
-    from hatenb.corpora import corpora, corpora_table
+    from hatenb.corpora import corpora, corpora_table, whereabouts
     if count: table = corpora_table().drop(columns='title')
-    else: table = pd.DataFrame([dict(corpus=n, where=_where(c), licence=c.licence) for n,c in corpora.items()])
+    else: table = pd.DataFrame([dict(corpus=n, where=whereabouts(c), licence=c.licence) for n,c in corpora.items()])
     print(_table(table))
-
-def _where(corpus):
-    "Where the files of a corpus are, in two or three words"
-    from hatenb.corpora import locate, places
-    if folder := locate(corpus): return next((w for w,p in places(corpus).items() if p == folder), str(folder))
-    return 'not here' + ('' if corpus.files[0].url else ', fetch by hand')
 
 # %% ../nbs/13_cli.ipynb #4f3b345e
 _without_default = {'patience': int, 'steps': int, 'limit': int}
@@ -373,6 +367,7 @@ def _open(place=None, onnx=None, operating_point=''):
 def _lines(file, jsonl, refuse):
     "(number, id or none, post) of each line that holds one; `refuse` is told of the others"
     for n,raw in enumerate(file, 1):
+        if n == 1: raw = raw.removeprefix(b'\xef\xbb\xbf')     # the mark that some programs begin UTF-8 with
         try: line = raw.decode().rstrip('\r\n')
         except UnicodeDecodeError as e:
             refuse(n, f'this is not UTF-8 (byte {e.start})')
@@ -427,13 +422,22 @@ def _detect(
         raise HatenbError(what, 'detect', 'Give one or more posts, or --file.')
     if file not in (None, '-') and not Path(file).is_file():
         raise HatenbError('there is no such file', file, 'Check the path, or give - for standard input.')
+    if file and jsonl is None: jsonl = _has_json_lines(file)
     detector = _open(model, onnx, operating_point)
     if posts: return print('\n\n'.join(d.summary(reveal) for d in detector(posts, sentences=sentences)))
     _detect_file(detector, file, jsonl, strict, sentences=sentences, words=words)
 
+def _has_json_lines(file):
+    "Whether a file's lines are JSON, by its ending; raises `HatenbError` for a table"
+    from hatenb.detector.scoring import formats
+    ending = Path(file).suffix.lower()
+    found = next((name for name,f in formats.items() if ending in f.endings), 'text')
+    if found in ('json','text'): return found == 'json'
+    raise HatenbError(f'a file that ends with {ending!r} is a table', file,
+                      'Answer it with `hatenb score`; or say --text, if its lines are posts.')
+
 def _detect_file(detector, file, jsonl, strict, **options):
     sys.stdout.reconfigure(encoding='utf-8')
-    if jsonl is None: jsonl = file.endswith('.jsonl')
     try:
         with open(file, 'rb') if file != '-' else contextlib.nullcontext(sys.stdin.buffer) as lines:
             _detect_lines(detector, lines, jsonl, strict, file if file != '-' else 'standard input', **options)
@@ -460,6 +464,9 @@ def _bundle(
         raise HatenbError('there is no place for the bundle', 'bundle', 'Give --out FOLDER, or --push NAME.')
     if onnx not in ('none', 'float32', 'int8'):
         raise HatenbError(f'there is no such ONNX graph {onnx!r}', '--onnx', 'Use int8, float32 or none.')
+    if wheel and push:
+        raise HatenbError('a wheel is not pushed', '--push', 'Give --out FOLDER alone, or leave --wheel out.')
+    if wheel and onnx == 'none': raise HatenbError('a wheel needs an ONNX graph', '--onnx', 'Use int8 or float32.')
     if out and out.exists() and not wheel:
         raise HatenbError('there is something already', out, 'Name a folder that is not there yet, or remove it.')
     from hatenb.detector.opening import finished_run
@@ -538,7 +545,8 @@ def _score(
     "Answer files of posts, of any size, as Parquet"
     from hatenb.detector import Scorer, score_files
     done = score_files(places, out, Scorer(model, text, prefix, threads=threads), rows, engine, workers)
-    print(f'{done["rows"]:,} rows of {done["files"]:,} files are answered in {out}, {done["now"]:,} of them now')
+    good = done['rows']-done['broken']
+    print(f'{good:,} rows of {done["files"]:,} files are answered in {out}, {done["now"]:,} of them now')
     if done['broken']: print(f'{done["broken"]:,} broken rows are left out: {out/"_broken"} has their places')
 
 # %% ../nbs/13_cli.ipynb #41ef3ce4

@@ -11,7 +11,7 @@ __all__ = ['HatenbError', 'Registry', 'patch', 'Settings', 'settings', 'atomic_w
 
 # %% ../nbs/00_core.ipynb #7ffe15a0
 import configparser, contextlib, dataclasses, difflib, hashlib, importlib.util, json, logging, os
-import platform, random, subprocess
+import platform, random, re, subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -87,16 +87,22 @@ class Settings:
 # %% ../nbs/00_core.ipynb #ffcdc9e3
 def _env_name(key): return 'HATENB_' + key.removesuffix('_path').upper()
 
-def _written_settings(path):
-    "The folder of settings.ini, here or above, and what it says"
-    here = Path(path or '.').resolve()
-    folder = next((f for f in (here, *here.parents) if (f/'settings.ini').is_file()), None)
-    cfg = configparser.ConfigParser(interpolation=None)
-    try: cfg.read([folder/'settings.ini'] if folder else [], encoding='utf-8')
+def _says(file):
+    "What a settings.ini says below [hatenb]; none if it is another program's, or is not there"
+    try: text = file.read_text(encoding='utf-8-sig')
+    except (OSError, UnicodeDecodeError): return None
+    if not re.search(r'(?m)^\[hatenb\]', text): return None
+    cfg = configparser.ConfigParser(interpolation=None, default_section='hatenb')   # another section is not looked at
+    try: cfg.read_string(text, str(file))
     except configparser.Error as e:
-        what = str(e).splitlines()[0]
-        raise HatenbError(what, folder/'settings.ini', 'Write `key = value` below [DEFAULT].') from None
-    return folder, dict(cfg['DEFAULT'])
+        raise HatenbError(str(e).splitlines()[0], file, 'Write `key = value` below [hatenb].') from None
+    return dict(cfg.defaults())
+
+def _written_settings(path):
+    "The folder of hatenb's settings.ini, here or above, and what it says"
+    here = Path(path or '.').resolve()
+    found = ((f, _says(f/'settings.ini')) for f in (here, *here.parents))
+    return next((each for each in found if each[1] is not None), (None, {}))
 
 def settings(
     path:str|Path|None=None, # folder to start looking for settings.ini from (default: the working folder)

@@ -59,7 +59,8 @@ def over_seeds(
     found:list[dict], # of each seed: a metric's value, low, high
 ) -> dict|None:       # value, low, high (and seeds, where there are several)
     "A metric of several seeds: their mean, plus and minus a standard deviation; of one with its 95 % interval"
-    values = [v['value'] for v in found if v['value'] is not None]
+    found = [v for v in found if v['value'] is not None] or found[:1]     # without a value only if none has one
+    values = [v['value'] for v in found]
     if len(values) < 2: return found[0] if found else None
     mean,sd = np.mean(values),np.std(values, ddof=1)
     return dict(value=float(mean), low=float(mean-sd), high=float(mean+sd), seeds=len(values))

@@ -30,13 +30,13 @@ class Stub:
 
 
 @contextlib.contextmanager
-def running(app):
-    "An application on a port of its own; gives its address"
+def running(app, **settings):
+    "An application on a port of its own, with settings of uvicorn; gives its address"
     import uvicorn
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host='127.0.0.1', port=port, log_level='error'))
+    server = uvicorn.Server(uvicorn.Config(app, **settings | dict(host='127.0.0.1', port=port, log_level='critical' if settings else 'error')))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started: time.sleep(.02)

@@ -151,6 +151,9 @@ def test_finished_runs_are_evaluated_again(tmp_path):
     (('detect', '--model', 'x', '--file', 'nowhere.txt'), 'nowhere.txt'),
     (('detect', 'a post', '--model', 'no/where'), 'no such bundle'),
     (('bundle', 'x'), '--out'),
+    (('bundle', 'x', '--wheel', '--push', 'me/x'), 'a wheel is not pushed'),
+    (('bundle', 'x', '--wheel', '--push', 'me/x', '--out', 'y'), 'a wheel is not pushed'),
+    (('bundle', 'x', '--wheel', '--onnx', 'none', '--out', 'y'), 'a wheel needs an ONNX graph'),
 ])
 def test_errors_say_what_to_do_and_show_no_traceback(tmp_path, args, said):
     out = hatenb(*args, cwd=tmp_path, HATENB_RUNS=str(tmp_path/'runs'))
@@ -164,6 +167,12 @@ def test_corpora_says_what_is_where(tmp_path):
     assert out.returncode == 0, out.stderr
     assert max(map(len, out.stdout.splitlines())) <= 100
     assert re.search(r'mini .*shipped with hatenb', out.stdout) and re.search(r'hatexplain .*not here', out.stdout)
+
+
+def test_a_pool_is_where_its_parts_are(tmp_path):
+    (tmp_path/'pooled.py').write_text("from hatenb.corpora import make_pool\nmake_pool('together', 'label', ['mini', 'hatexplain'])\n")
+    out = process('--import', 'pooled', 'corpora', cwd=tmp_path, HATENB_DATA='')
+    assert re.search(r'together .*made of mini, hatexplain', out.stdout), out.stderr
 
 
 def test_the_demonstration_in_its_smallest(tmp_path):
@@ -217,6 +226,23 @@ def test_a_file_streams_to_json_lines_and_broken_lines_are_named(model, tmp_path
     out = hatenb('detect', '--model', model, '--file', tmp_path/'in.jsonl', '--strict')
     assert out.returncode != 0 and 'line 2' in out.stderr and 'Traceback' not in out.stderr
     assert [json.loads(l)['line'] for l in out.stdout.splitlines()] == [1]
+
+
+def test_the_ending_of_a_file_says_what_its_lines_are(model, tmp_path):
+    (tmp_path/'in.NDJSON').write_bytes(b'\xef\xbb\xbf{"text": "a post"}\n')
+    (tmp_path/'in.txt').write_bytes(b'\xef\xbb\xbf{"text": "a post"}\n')
+    for name, post in (('in.NDJSON', 'a post'), ('in.txt', '{"text": "a post"}')):
+        out = hatenb('detect', '--model', model, '--file', tmp_path/name)
+        assert out.returncode == 0 and not out.stderr and json.loads(out.stdout)['text'] == post
+    (tmp_path/'in.csv').write_text('text\na post\n')
+    out = hatenb('detect', '--model', 'no/where', '--file', tmp_path/'in.csv')
+    assert out.returncode != 0 and 'hatenb score' in out.stderr and 'Traceback' not in out.stderr
+
+
+def test_posts_are_answered_without_what_reads_tables():
+    code = "import sys; from hatenb.cli import app; app(['detect', 'a post'], standalone_mode=False); print('LOADED', *sys.modules)"
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert said.returncode == 0 and 'hatenb.detector.scoring' not in said.stdout.partition('LOADED')[2].split(), said.stderr
 
 
 def test_standard_input_and_a_reader_that_leaves(model):

@@ -39,7 +39,7 @@ def test_every_attribute_comes_from_its_head(analyze):
     scores = {k: v['summaryScore'] for k, v in found['attributeScores'].items()}
     assert [scores[a]['value'] for a in every] == [.9, .7, .02, .8, .02, .02]
     assert {s['type'] for s in scores.values()} == {'PROBABILITY'}
-    assert (found['clientToken'], found['languages']) == ('c7', ['en'])
+    assert (found['clientToken'], found['languages'], found['detectedLanguages']) == ('c7', ['en'], ['en'])
 
 
 def test_spans_are_sentences_and_low_scores_are_left_out(analyze):
@@ -85,6 +85,14 @@ def test_failures_have_the_shape_of_errors_too(address, analyze):
     assert said(b'{}')[:2] == (429, 'RESOURCE_EXHAUSTED')
     assert said(b'{}', 'suggestscore')[:2] == (501, 'UNIMPLEMENTED')
     assert said(b'{}', 'nonesuch')[:2] == (404, 'NOT_FOUND')
+
+
+def test_half_a_character_in_a_name_is_refused_as_any_other_name():
+    from starlette.testclient import TestClient
+    client = TestClient(make_app(Stub()), base_url='http://127.0.0.1', raise_server_exceptions=False)
+    for body in (rb'{"comment": {"text": "a"}, "requestedAttributes": {"\udc00": {}}}', rb'{"\udc00": 1}'):
+        r = client.post('/v1alpha1/comments:analyze', content=body)
+        assert (r.status_code, r.json()['error']['status']) == (400, 'INVALID_ARGUMENT')
 
 
 def test_a_detector_with_fewer_heads_serves_fewer_attributes():

@@ -1,5 +1,5 @@
 "Scoring files: every format, hostile rows, processes that are killed, Ray with an actor that dies, Spark"
-import csv, json, os, shutil, signal, subprocess, sys, threading, time
+import csv, json, os, pickle, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pyarrow as pa, pyarrow.parquet as pq, pytest
@@ -7,7 +7,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from hatenb.core import HatenbError
 from hatenb.detector import Detector, open_detector, scoring
-from hatenb.detector.scoring import Csv, JsonLines, FilePart, Scorer, PostFile, Text, score_files
+from hatenb.detector.scoring import Csv, JsonLines, FilePart, Scorer, PostFile, Text, Tsv, score_files
 from on_ray import begun_ray, tasks
 from toy import save_toy
 
@@ -24,9 +24,10 @@ def write_posts(file, posts):
     if file.suffix == '.parquet': pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=4)
     elif file.suffix == '.jsonl': file.write_text(''.join(json.dumps(r)+'\n' for r in rows))
     elif file.suffix == '.txt': file.write_text('\n'.join(p.replace('\n', ' ') for p in posts))
+    elif file.suffix == '.tsv': file.write_text('id\ttext\n' + ''.join(f'{i}\t{p.replace(chr(10), " ")}\n' for i, p in enumerate(posts)))
     else:
         with open(file, 'w', newline='', encoding='utf-8') as f:
-            out = csv.DictWriter(f, ['id', 'text'], delimiter='\t' if file.suffix == '.tsv' else ',')
+            out = csv.DictWriter(f, ['id', 'text'])
             out.writeheader()
             out.writerows(rows)
 
@@ -43,8 +44,8 @@ def test_each_format_is_answered_as_the_detector_answers(toy, tmp_path, ending):
     assert score_files([tmp_path], tmp_path/'out', Scorer(toy), most=5)['rows'] == len(posts)
     rows = said(tmp_path/'out')
     assert len(list((tmp_path/'out').rglob('*.parquet'))) == 3
-    if ending == '.txt': posts = [p.replace('\n', ' ') for p in posts]
-    else: assert [r['id'] for r in rows] == [i if ending in ('.jsonl', '.parquet') else str(i) for i in range(len(posts))]
+    if ending in ('.txt', '.tsv'): posts = [p.replace('\n', ' ') for p in posts]
+    if ending != '.txt': assert [r['id'] for r in rows] == [i if ending in ('.jsonl', '.parquet') else str(i) for i in range(len(posts))]
     for r, p, d in zip(rows, posts, open_detector(toy)(posts), strict=True):
         assert (r['text'], r['label'], r['targets'], r['severity']) == (p, d['label'], d['targets'], d['severity'])
         assert {k: round(v, 6) for k, v in r['label_prob'].items()} == d['label_prob']
@@ -82,6 +83,14 @@ def test_hostile_csv_is_left_out_with_its_line_and_the_rest_is_kept(tmp_path):
     rows, broken = read_all(Csv, file)
     assert [(r['text'], r['id']) for r in rows] == [('a "quoted"\r\nline', '007'), ('nul\0', '3'), ('last', '5')]
     assert [b['line'] for b in broken] == [5, 6, 7, 9, 11]
+
+
+def test_a_quote_that_stays_open_swallows_no_post_in_silence(tmp_path):
+    (tmp_path/'a.csv').write_text('id,text\n1,"a\n2,b\n3,c\n')
+    assert [(len(rows), [b['line'] for b in broken]) for rows, broken in [read_all(Csv, tmp_path/'a.csv')]] == [(0, [2])]
+    (tmp_path/'a.tsv').write_text('id\ttext\n1\ta\n2\t"b\n3\tc"d"\n4\t"e"\n')
+    rows, broken = read_all(Tsv, tmp_path/'a.tsv', most=2)
+    assert [r['text'] for r in rows] == ['a', '"b', 'c"d"', '"e"'] and not broken
 
 
 def test_a_line_without_end_is_not_held(tmp_path, monkeypatch):
@@ -165,6 +174,23 @@ def test_one_folder_holds_answers_of_one_detector_to_files_as_they_were(toy, tmp
     refused('has changed', [file], out, Scorer(toy))
 
 
+def test_a_scorer_that_is_sent_away_opens_its_detector_as_it_was(toy, tmp_path):
+    from dataclasses import replace
+    from hatenb.core import write_json
+    from hatenb.detector.runtime import OperatingPoint, Runtime, Toxic, read_manifest
+    folder = save_toy(tmp_path/'knows', 'knows')
+    m = read_manifest(folder)
+    knows = m.questions | dict(label=replace(m.questions['label'], evidence='others'))
+    points = OperatingPoint('first', .2), OperatingPoint('second', .7)
+    write_json(folder/'detector.json', replace(m, questions=knows, toxic=Toxic({'toy/label': 1.}, 0., points)).to_dict())
+    sent = pickle.loads(pickle.dumps(Scorer(Runtime(folder, operating_point='second'))))
+    assert (sent.model, sent.onnx, sent.operating_point) == (str(folder), True, .7)
+    assert isinstance(sent.detector, Runtime) and sent.detector.threshold == .7
+    (tmp_path/'a.txt').write_text('a fine day\n')
+    score_files([tmp_path/'a.txt'], tmp_path/'out', sent)
+    refused('another threshold', [tmp_path/'a.txt'], tmp_path/'out', Scorer(folder))
+
+
 def test_files_without_posts_are_answered_too(toy, tmp_path):
     for name in ('a.jsonl', 'b.txt', 'd.csv'): (tmp_path/name).touch()
     (tmp_path/'c.csv').write_text('text,id\n')
@@ -209,7 +235,7 @@ def test_a_stopped_process_is_gone_on_with(toy, tmp_path, how):
     (out/'.a.jsonl.00029.parquet.1.tmp').touch()               # as a killed process leaves it
     r = subprocess.run(command(toy, tmp_path/'a.jsonl', '--out', out), capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
-    assert '20,001 rows' in r.stdout and f'{20_001-200*len(before):,} of them now' in r.stdout and '1 broken' in r.stdout
+    assert '20,000 rows' in r.stdout and f'{20_000-200*len(before):,} of them now' in r.stdout and '1 broken' in r.stdout
     assert [(row['id'], row['text']) for row in said(out)] == list(enumerate(posts))
     assert before == {f: f.stat().st_mtime_ns for f in before} and not list(out.rglob('.*.tmp'))
     assert json.loads((out/'_broken'/'a.jsonl.00100.jsonl').read_text())['line'] == 20_001

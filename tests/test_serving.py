@@ -4,7 +4,8 @@ import asyncio, json, socket
 import httpx, pytest
 
 from hatenb.core import HatenbError
-from hatenb.detector.serving import RateLimit, make_app, read_token
+from hatenb.detector import serving
+from hatenb.detector.serving import RateLimit, make_app, read_token, serve
 from served import Stub, running
 
 
@@ -114,6 +115,46 @@ def test_who_hangs_up_takes_nobody_along():
         with socket.create_connection((host, int(port))) as s:
             s.sendall(b'POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 13\r\n\r\n{"text": "a"}')
         assert [r.status_code for r in ask_together(address, [dict(text='b')]*3)] == [200]*3
+
+
+def served_with(monkeypatch, detector, **how):
+    "The application that `serve` runs, and the settings that it gives uvicorn"
+    import uvicorn
+    found = []
+    monkeypatch.setattr(uvicorn, 'run', lambda app, **settings: found.append((app, settings)))
+    serve(detector, **how)
+    return found[0]
+
+
+def test_who_says_nothing_holds_no_place_and_who_waits_for_an_answer_keeps_his(monkeypatch):
+    monkeypatch.setattr(serving, 'idle_seconds', .5)
+    app, settings = served_with(monkeypatch, Stub(seconds=1.5))
+    with running(app, **settings | dict(limit_concurrency=4)) as address:
+        where = address.removeprefix('http://').split(':')
+        silent = [socket.create_connection(where, timeout=60) for _ in range(4)]
+        silent[0].sendall(b'GET /health HTTP/1.1\r\nHost: 127.')
+        assert [s.recv(1) for s in silent] == [b'']*4               # closed, where they would stay for ever
+        for s in silent: s.close()
+        said = httpx.post(f'{address}/detect', json=dict(text='bad1'), timeout=60)
+        assert said.status_code == 200 and said.json()['label'] == 'hatespeech'
+
+
+def test_names_that_are_given_stay_where_the_address_is_not_its_own(monkeypatch):
+    from starlette.testclient import TestClient
+    def status(**how):
+        app, _ = served_with(monkeypatch, Stub(), host='0.0.0.0', token='secret', **how)
+        return TestClient(app, base_url='http://elsewhere.example').get('/').status_code
+    assert (status(), status(hosts=('mine.example',)), status(hosts=('elsewhere.example',))) == (200, 400, 200)
+
+
+def test_a_request_with_more_posts_than_a_minute_allows_is_answered_after_a_minute(monkeypatch):
+    now = [0.]
+    monkeypatch.setattr(serving, 'RateLimit', lambda per_minute: RateLimit(per_minute, lambda: now[0]))
+    client = client_of(per_minute=5)
+    def status(): return client.post('/detect', json=dict(texts=['a']*8)).status_code
+    assert (status(), status()) == (200, 429)
+    now[0] = 60.
+    assert status() == 200
 
 
 # the token

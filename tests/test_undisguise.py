@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hatenb.pretokenize import pretokenizers
+from hatenb.pretokenize import masked, pretokenizers
 from hatenb.undisguise import known_words, undisguised, undisguised_words
 from limits import within
 
@@ -49,6 +49,17 @@ def test_other_scripts_and_emoji_of_several_people_stay():
 def test_a_long_text_does_not_keep_it_busy(part):
     "Linear, this takes some seconds; one pattern whose time grows with the square, such as `[a-z]+[0-9]`, takes minutes"
     with within(40): undisguised(part*200_000)
+
+
+runs = ['!', '|', '+', '€', '$!', '1', '1,', '.', '-', '- ', ' ', '\u0301', 'a\u0301', '\ufe0f', '*', 'a*', "'", '<a', 'é', '日', '#']
+
+
+@pytest.mark.parametrize('part', runs)
+def test_a_row_of_the_same_is_read(part):
+    "Nothing is timed: with a pattern whose time grows with the square, one of these would take minutes"
+    text = 'a ' + part*(200_000//len(part)) + ' b'
+    for read in pretokenizers.values(): assert undisguised_words(text, read).words[0] == 'a'
+    assert len(masked(text)) == len(text)
 
 
 def test_a_detector_undoes_disguises_where_its_manifest_says_so():

@@ -150,7 +150,7 @@ class Merge(Strategy):
         rank:int|None=None,                    # of the result (default: exact, or the sum of the ranks)
         learn:str='nothing',                   # afterwards: nothing, heads, all
         rule_options:dict|None=None,
-        sample:int=256,                        # posts of each corpus, for rules that need posts
+        sample:int=256,                        # posts of each corpus, for rules that need posts: the same in every seed
         collecting:dict|None=None):            # options of what collects from them
         if isinstance(coefficients, str): _check_choice(coefficients, ('search',), 'coefficients')
         check_rule(rule, rule_options or {})

@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets import Features, Value
 
 # %% ../../nbs/corpora/23_own.ipynb #220616dc
-from ..core import HatenbError
+from ..core import HatenbError, digest
 from .registry import Corpus, Question, RemoteFile, add_corpus, text_question
 from .tables import (column_of, post_features, posts_of, read_table, separator_of, split_by_text,
                                    splits_of, wrong_row)
@@ -65,5 +65,6 @@ def add_table(
         posts = posts_of(file, ids, column_of(t, file, text), label=column_of(t, file, label).map(classes.index))
         return _split(posts, t['split'] if 'split' in t else None, file)
     q = Question('label', 'multiclass', classes, details=dict(negative=negative) if negative else {})
+    asked = digest([text, label, negative], 8)      # what is read of other columns of the file is another version
     return add_corpus(Corpus(name, file.name, str(file.parent), (RemoteFile(file.name),), _read,
-                             questions=(q, text_question)))
+                             questions=(q, text_question), version=asked))

@@ -6,7 +6,8 @@ Docs: https://hatenb.github.io/hatenb/corpora/registry.html.md"""
 
 # %% auto #0
 __all__ = ['text_question', 'corpora', 'Question', 'RemoteFile', 'github_file', 'Corpus', 'add_corpus', 'download', 'places',
-           'locate', 'fetch', 'check_answers', 'load_corpus', 'corpus_checksum', 'posts_of_corpus', 'corpora_table']
+           'locate', 'fetch', 'check_answers', 'load_corpus', 'corpus_checksum', 'posts_of_corpus', 'whereabouts',
+           'corpora_table']
 
 # %% ../../nbs/corpora/00_registry.ipynb #75039309
 import difflib, hashlib, os
@@ -250,7 +251,7 @@ def posts_of_corpus(name:str) -> dict[str,int]:
     return counts
 
 # %% ../../nbs/corpora/00_registry.ipynb #4664312a
-def _where(c):
+def whereabouts(c:Corpus) -> str:
     "Where a corpus is, in words"
     if c.parts: return 'made of ' + ', '.join(c.parts)
     found = next((w for w,p in places(c).items() if not _missing(p, c)), None)
@@ -259,7 +260,7 @@ def _where(c):
 
 def _row(name, c):
     "A corpus as a row of the table"
-    where,posts,checksum = _where(c),'',''
+    where,posts,checksum = whereabouts(c),'',''
     if all(locate(corpora[p]) for p in c.parts or (name,)):
         try:
             posts = ' + '.join(f'{n:,} {s}' for s,n in posts_of_corpus(name).items())

@@ -23,7 +23,7 @@ from torch import nn
 # %% ../../nbs/detector/02_detector.ipynb #2adc6867
 from ..core import HatenbError, digest, read_json, resolve_device, resolve_dtype
 from ..corpora import corpora
-from ..encoder import Encoder, check_finite, load_encoder
+from ..encoder import Encoder, check_finite, encoder_digest, load_encoder
 from ..kinds import kind_of
 from ..kinds.base import asked_posts
 from ..kinds.tokens import word_values_of
@@ -181,6 +181,9 @@ class Detector(Answerer):
         parts:dict|None=None,        # folder below a bundle → `Run` or `BundlePart`
         operating_point:str|float=''): # a name of the manifest's, or a threshold (default: the manifest's first)
         if folder is None: return vars(self).update(vars(self.from_pretrained(operating_point=operating_point)))
+        if manifest is None:
+            raise HatenbError('a detector is not opened by its class', folder,
+                              'Use `Detector.from_pretrained` for a bundle, `Detector.from_run` for a run.')
         if not passes:
             raise HatenbError('the run answers nothing that can be asked of a post', folder,
                               'Take a run with the task label, target, rationale or score.')
@@ -376,10 +379,19 @@ class BundlePart:
         return replace(config, **{k: str(self.folder/f) for k,f in files.items() if getattr(config, k) == f})
 
     def model(self, device='cpu') -> Model:
-        "Its model; raises `HatenbError` where its parts do not fit"
+        "Its model; raises `HatenbError` where its parts do not fit, or the encoder is another"
         adapters = {n: self.folder/'adapters'/n for n in self.record.get('adapters', ['shared'])}
         heads = read_tensors(self.folder/'heads.safetensors')
-        return load_model(self.config, adapters, heads, self.record['frequencies'], device)
+        made = load_model(self.config, adapters, heads, self.record['frequencies'], device)
+        self._check_weights()
+        return made
+
+    def _check_weights(self):
+        "Raise if an encoder from elsewhere is not the one that the model was trained on"
+        known,encoder = self.record.get('encoder_sha256'),self.config.encoder
+        if known is None or encoder == str(self.folder/'encoder') or known == encoder_digest(encoder): return
+        raise HatenbError(f'the encoder {encoder} has other weights than the one it was trained on', self.folder,
+                          'Install that one, or take a bundle that brings its own (`hatenb bundle --whole`).')
 
 _again = 'Make the bundle again, or fetch it again.'
 
@@ -420,8 +432,9 @@ def from_pretrained(cls:Detector,
     exact:bool=False,          # see `from_run`
     operating_point:str|float='', # see `from_run`
 ) -> Detector:
-    """The detector of a bundle; nothing is fetched if it is a folder or in the hub's cache.
-    Raises `HatenbError` if there is no such bundle, or if it is damaged."""
+    """The detector of a bundle. Of a name, the hub is asked which version is newest, and what its cache has of that is
+    not fetched again; with HF_HUB_OFFLINE=1 it is not asked. Raises `HatenbError` if there is no such bundle, or if
+    it is damaged."""
     if backend not in ('torch','onnx'):
         raise HatenbError(f'there is no backend {backend!r}', 'backend', 'Use torch or onnx.')
     folder = default_bundle() if place is None else find_bundle(place, revision)

@@ -18,10 +18,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 # %% ../../nbs/detector/08_dropin.ipynb #ed0eaf1d
 from ..core import HatenbError
 from .runtime import Answerer, AskedQuestion
-from .opening import kept_open
+from .opening import kept_open, opened_as
 
 # %% ../../nbs/detector/08_dropin.ipynb #89ab1311
-def _opened(detector): return detector if isinstance(detector, Answerer) else kept_open(str(detector))
+def _opened(detector):
+    if isinstance(detector, Answerer): return detector
+    return kept_open(*detector) if isinstance(detector, tuple) else kept_open(str(detector))
 
 def _asked(
     detector:Answerer,
@@ -36,6 +38,10 @@ def _asked(
         what = f'the detector has no such question {name!r}' if name else 'the detector has no such question'
         raise HatenbError(what, detector.id, f'It has: {", ".join(known) or "none"}.')
     return known[name]
+
+def _probabilities(q, answer):
+    "Of each output; where nothing was said, and no class says that nothing is wrong, all alike"
+    return answer[f'{q.name}_prob'] or dict.fromkeys(q.outputs, 1/len(q.outputs))
 
 def _texts(posts):
     "A list of strings from what scikit-learn passes on"
@@ -61,8 +67,8 @@ class DetectorClassifier(ClassifierMixin, BaseEstimator):
     def __sklearn_is_fitted__(self): return True
     def __sklearn_clone__(self): return type(self)(**self.get_params(deep=False))
     def __getstate__(self):
-        "A detector is opened again from its folder"
-        place = str(self.detector.folder) if isinstance(self.detector, Answerer) else self.detector
+        "A detector is opened again from its folder, as it was"
+        place = opened_as(self.detector) if isinstance(self.detector, Answerer) else self.detector
         return super().__getstate__() | dict(detector=place)
 
 # %% ../../nbs/detector/08_dropin.ipynb #9ec80d36
@@ -82,10 +88,12 @@ def classes_(self:DetectorClassifier): return np.unique(self._names()[1])
 def predict_proba(self:DetectorClassifier,
     X, # posts
 ) -> np.ndarray: # [posts, classes]
-    "Calibrated probabilities of the classes, in the order of `classes_`"
+    """Calibrated probabilities of the classes, in the order of `classes_`; of a post that says nothing, equal ones
+    where no class says that nothing is wrong"""
     q,labels = self._names()
     answers = _opened(self.detector).stream(_texts(X), self.batch_size)
-    found = np.array([[d[f'{q.name}_prob'][o] for o in q.outputs] for d in answers]).reshape(-1, len(labels))
+    found = [list(map(_probabilities(q, d).get, q.outputs)) for d in answers]
+    found = np.array(found).reshape(-1, len(labels))
     return found @ (labels[:,None] == self.classes_[None]).astype(float)
 
 @patch
@@ -123,7 +131,8 @@ def as_classifier(
 _not_said = object()
 
 class DetectorPipeline:
-    "A detector in the call shapes of a text-classification pipeline"
+    """A detector in the call shapes of a text-classification pipeline. Of a post that says nothing, classes are equally
+    likely where none says that nothing is wrong, and communities have zeros"""
     task = 'text-classification'
     def __init__(self,
         detector:Answerer|str|Path='', # or its name, as in `open_detector`
@@ -134,7 +143,7 @@ class DetectorPipeline:
         self.question = _asked(self.detector, question, ('highest','thresholds'))
 
     def _said(self, answer, top_k):
-        found = sorted(answer[f'{self.question.name}_prob'].items(), key=lambda kv: -kv[1])
+        found = sorted(_probabilities(self.question, answer).items(), key=lambda kv: -kv[1])
         found = [dict(label=k, score=v) for k,v in found]
         return found[0] if top_k is _not_said else found[:top_k]
 

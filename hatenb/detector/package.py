@@ -52,7 +52,7 @@ def _check_rules(manifest):
                               'A wheel brings the rules of hatenb alone: send the bundle, and your package.')
 
 # %% ../../nbs/detector/06_package.ipynb #cf32eb89
-_init = '''"""{about}"""
+_init = '''{about!r}
 from pathlib import Path
 
 __version__ = '{version}'

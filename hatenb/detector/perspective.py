@@ -76,7 +76,8 @@ schemas = dict(
     SpanScore=_object(begin=_integer, end=_integer, score=_ref('Score')),
     AttributeScores=_object(summaryScore=_ref('Score'), spanScores=_list(_ref('SpanScore'))),
     AnalyzeCommentResponse=_object(
-        attributeScores=_map(_ref('AttributeScores')), languages=_list(_string), clientToken=_string))
+        attributeScores=_map(_ref('AttributeScores')), languages=_list(_string), detectedLanguages=_list(_string),
+        clientToken=_string))
 
 # %% ../../nbs/detector/05b_perspective.ipynb #6dd45557
 _statuses = {404: 'NOT_FOUND', 429: 'RESOURCE_EXHAUSTED', 501: 'UNIMPLEMENTED', 503: 'UNAVAILABLE'}
@@ -216,7 +217,7 @@ def response(
 ) -> dict:
     "The answer to a request, in Perspective's shape"
     scores = {k: _scores(answers, asked.spans, served[k], t) for k,t in asked.attributes.items()}
-    out = dict(attributeScores=scores, languages=asked.languages)
+    out = dict(attributeScores=scores, languages=asked.languages, detectedLanguages=['en'])
     return out if asked.client_token is None else out | dict(clientToken=asked.client_token)
 
 # %% ../../nbs/detector/05b_perspective.ipynb #04230d64

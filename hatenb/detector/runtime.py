@@ -784,15 +784,20 @@ def _words(self:Answerer, text:str, read:Callable) -> Words:
     if says_nothing(text): return Words([], [])
     return undisguised_words(text, read) if self.manifest.undisguises else read(text)
 
+@patch
+def _read(self:Answerer, texts:list[str]) -> dict[str,list[Words]]:
+    "Pre-tokenizer → the words of each post; where it reads none (as of a link), those that another one reads"
+    ways = dict.fromkeys(p.pretokenizer for p in self.passes)
+    read = {w: [self._words(t, pretokenizers[w]) for t in texts] for w in ways}
+    some = [next((r for r in each if r.words), each[0]) for each in zip(*read.values())]
+    return {w: [r if r.words else s for r,s in zip(rows, some)] for w,rows in read.items()}
+
 # %% ../../nbs/detector/01_runtime.ipynb #b9663a91
 @patch
 def _found(self:Answerer, texts:list[str], batch_size:int=64) -> list[dict]:
     "What the passes say of some posts: of each, question and task → values; empty for a post that says nothing"
-    read,found = {},[{} for _ in texts]
-    for p in self.passes:
-        if p.pretokenizer not in read:
-            read[p.pretokenizer] = [self._words(t, pretokenizers[p.pretokenizer]) for t in texts]
-        self._hear(p, found, read[p.pretokenizer], batch_size)
+    read,found = self._read(texts),[{} for _ in texts]
+    for p in self.passes: self._hear(p, found, read[p.pretokenizer], batch_size)
     return found
 
 # %% ../../nbs/detector/01_runtime.ipynb #4e2a745a

@@ -25,7 +25,7 @@ from ..core import (HatenbError, Registry, atomic_write, begin_ray, digest, prog
                          read_json_line, write_json)
 
 # %% ../../nbs/detector/07_scoring.ipynb #490b8ee4
-from .opening import kept_open
+from .opening import kept_open, opened_as
 from .runtime import Answerer
 
 # %% ../../nbs/detector/07_scoring.ipynb #19298ab0
@@ -69,17 +69,23 @@ class Scorer:
         text:str='text',            # the column with the posts
         prefix:str='',              # before the names of the columns that are added
         batch_size:int=64,          # windows that go through the encoder together
-        threads:int|None=None):     # of ONNX Runtime (default: as it chooses)
+        threads:int|None=None,      # of ONNX Runtime (default: as it chooses)
+        onnx:bool|None=None,        # as in `open_detector`, where the model is a name
+        operating_point:str|float=''): # likewise
         self.model = model if isinstance(model, Answerer) else str(model)
         self.text,self.prefix,self.batch_size,self.threads = text,prefix,batch_size,threads
+        self.onnx,self.operating_point = onnx,operating_point
 
     @property
     def detector(self) -> Answerer:
         "The detector, opened if it is not yet"
-        return self.model if isinstance(self.model, Answerer) else kept_open(self.model, self.threads)
+        if isinstance(self.model, Answerer): return self.model
+        return kept_open(self.model, self.threads, self.onnx, self.operating_point)
 
     def __getstate__(self):
-        return vars(self) | dict(model=str(self.model.folder) if isinstance(self.model, Answerer) else self.model)
+        if not isinstance(self.model, Answerer): return vars(self)
+        model,_,onnx,point = opened_as(self.model)
+        return vars(self) | dict(model=model, onnx=onnx, operating_point=point)
 
     def __repr__(self): return f'Scorer of {self.text!r} by {self.model or "the embedded detector"}'
 
@@ -299,11 +305,11 @@ class Text(LineFormat):
 # %% ../../nbs/detector/07_scoring.ipynb #d3178522
 @formats.register('csv', endings=('.csv',))
 class Csv(LineFormat):
-    "Comma-separated columns, named by the first row"
-    delimiter = ','
+    "Comma-separated columns, named by the first row; a quote that is never closed is broken"
+    form = dict(delimiter=',', strict=True)
     @classmethod
     def _fields(cls, lines):
-        rows = csv.reader((raw.decode(errors='surrogateescape') for raw in lines), delimiter=cls.delimiter)
+        rows = csv.reader((raw.decode(errors='surrogateescape') for raw in lines), **cls.form)
         while True:
             try: yield next(rows), ''
             except StopIteration: return
@@ -326,8 +332,8 @@ class Csv(LineFormat):
 # %% ../../nbs/detector/07_scoring.ipynb #97f822f9
 @formats.register('tsv', endings=('.tsv',))
 class Tsv(Csv):
-    "Columns with tabs between, named by the first row"
-    delimiter = '\t'
+    "Columns with tabs between, named by the first row; tabs and line ends separate, quotes are part of a cell"
+    form = dict(delimiter='\t', quoting=csv.QUOTE_NONE)
 
 # %% ../../nbs/detector/07_scoring.ipynb #c3b5deb0
 def _common(values):
@@ -517,7 +523,7 @@ def plan_files(
     or a file has changed or cannot be answered"""
     place,detector = out/'_scoring.json',scorer.detector
     name = f'{detector.id} {digest(detector.manifest.to_dict())}'
-    settled = dict(detector=name, text=scorer.text, prefix=scorer.prefix)
+    settled = dict(detector=name, text=scorer.text, prefix=scorer.prefix, threshold=detector.threshold)
     known = read_json(place) if place.is_file() else dict(settled, files={})
     _check_settled(known, settled, place)
     sources = []
@@ -584,7 +590,7 @@ def _ray(workers):
 @engines.register('ray')
 def _on_ray(scorer, out, parts, workers):
     ray,threads = _ray(workers),scorer.threads or 1
-    scorer = Scorer(scorer.model, scorer.text, scorer.prefix, scorer.batch_size, threads)
+    scorer = Scorer(**vars(scorer) | dict(threads=threads))
     numbers = ray.data.from_items([dict(part=i) for i in range(len(parts))], override_num_blocks=len(parts))
     done = numbers.map_batches(_Worker, fn_constructor_args=(scorer, Path(out).resolve(), parts), batch_size=1,
                                compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=threads)
@@ -615,7 +621,7 @@ def score_files(
     most:int=20_000,      # rows of a part: what is held at once, and is lost at most when it is stopped
     engine:str='local',   # local or ray
     workers:int=1,
-) -> dict: # of all: files, rows, broken; rows that were answered now
+) -> dict: # of all: files, rows, broken ones of these; rows that were answered now
     """Write the answers to files of posts into a folder; what is there already is left. Raises `HatenbError` for what
     cannot be answered, before anything is"""
     out,run = Path(out),engines[engine]
@@ -626,7 +632,7 @@ def score_files(
         with progress(total=sum(p.rows for _,p in missing), desc='scoring', unit='post') as bar:
             for n in run(scorer, out, missing, workers) if missing else (): bar.update(n)
     return dict(files=len(sources), rows=sum(p.rows for _,p in parts), broken=_count_broken(out, parts),
-                now=sum(p.rows for _,p in missing))
+                now=sum(p.rows for _,p in missing)-_count_broken(out, missing))
 
 def _count_broken(out, parts):
     return sum(len(f.read_bytes().splitlines()) for s,p in parts if (f := _broken_place(out, s, p)).is_file())
