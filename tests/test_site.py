@@ -459,6 +459,13 @@ def opened(processed, browser, tmp_path_factory):
     browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
 
 
+@pytest.mark.parametrize('name', [n for n in notebooks if n.startswith('guides/') and int(Path(n).name[:2]) < 30])
+def test_a_guide_takes_two_screens_at_most(opened, name):
+    "At a desk, with code that is folded as it is at first; what lists traps and corpora is read otherwise"
+    height = opened(name)('return document.documentElement.scrollHeight')
+    assert height <= 2*900, f'{name} is {height/900:.2f} screens high: fold or cut'
+
+
 # what sticks out: the page is as wide as the window, unless something in it is wider and does not scroll by itself
 sticking_out = """
 document.querySelectorAll('details').forEach(d => d.open = true)
