@@ -168,3 +168,22 @@ def test_a_fusion_knows_which_sources_a_layer_has():
     fusion = encoder.composites['fused']
     found = {k.split('layer.')[1][0]: fusion.sources_at(k) for k in fusion.layers(encoder, 'fused')}
     assert found == {'0': ['both'], '1': ['upper', 'both']}
+
+
+def test_many_branches_of_one_corpus_are_what_each_is_alone(posts):
+    "Where the rows that go on are more than twice those that came"
+    tasks = 'mini/label', 'mini/target', 'mini/rationale', 'mini_mhs/score'
+    encoder, strategy = load_encoder('minilm'), make_strategy('branch', tasks, adapter_options=LORA, options=dict(layer=1))
+    strategy.build(encoder, {}, posts[0])
+    g = torch.Generator().manual_seed(0)
+    for name in encoder.methods:
+        for v in encoder.adapter_parameters(name).values(): v.data = .05*torch.randn(v.shape, generator=g)
+    heads = [make_head(t, encoder.width, posts[1][t.corpus]) for t in map(Task.parse, tasks)]
+    model = strategy_model(strategy, encoder, heads).eval()
+    batch = collate(posts[0], {'mini': np.arange(9), 'mini_mhs': np.arange(3)})
+    with torch.no_grad():
+        together = model.states(batch)
+        for key, h in model.heads.items():
+            alone = model.with_heads(key).states({h.task.corpus: batch[h.task.corpus]})[key]
+            torch.testing.assert_close(together[key], alone, rtol=0, atol=1e-5)
+    assert not torch.equal(together['mini/label'], together['mini/target'])

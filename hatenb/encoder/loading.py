@@ -202,9 +202,11 @@ def _part(self:Encoder, stack, n, layer, rows, setup):
     def _states(module, args, kwargs):
         stack.enter_context(AdapterSetup(setup))
         return (args[0][rows], *args[1:]), kwargs
+    def _hook(module, f):      # before the library's own, which repeats a mask that has fewer rows than the states
+        stack.callback(module.register_forward_pre_hook(f, with_kwargs=True, prepend=True).remove)
     for i,module in self.model.iter_layers():
-        if i == layer: stack.callback(module.register_forward_pre_hook(_states, with_kwargs=True).remove)
-        if i >= layer: stack.callback(module.register_forward_pre_hook(_mask, with_kwargs=True).remove)
+        if i == layer: _hook(module, _states)
+        if i >= layer: _hook(module, _mask)
 
 # %% ../../nbs/encoder/01_loading.ipynb #3ae5140e
 class _Reached(Exception):
