@@ -199,11 +199,13 @@ def is_stale(row:dict, records:dict[str,dict]) -> bool: # name → record
 
 # %% ../nbs/10d_comparisons.ipynb #3e6fb48f
 def _corrected(comparisons):
-    "All rows of a study's comparisons, corrected together; rows of a time before the equivalence test as they were then"
+    "All rows of a study's comparisons, corrected together; those from before the equivalence test as they were then"
     tables = {f'{i} {j}': pd.DataFrame(r['table']) for i,c in enumerate(comparisons) for j,r in enumerate(c['rows'])}
     if not (new := {k: t for k,t in tables.items() if 'equivalence' in t}): return comparisons
     found = {k: t.drop(columns='comparison').to_dict('records') for k,t in planned_family(new).groupby('comparison')}
-    def _row(r, k): return r | dict(table=[{k: v for k,v in x.items() if v == v} for x in found[k]]) if k in found else r
+    def _row(r, place):
+        if place not in found: return r
+        return r | dict(table=[{k: v for k,v in x.items() if v == v} for x in found[place]])
     return [c | dict(rows=[_row(r, f'{i} {j}') for j,r in enumerate(c['rows'])]) for i,c in enumerate(comparisons)]
 
 def _kept(before, name, side, base, records, split):

@@ -292,7 +292,7 @@ class _Worker:
 
     def give(self, config):
         self.run = config
-        with contextlib.suppress(OSError): self.jobs.send(config.to_dict())    # one that died idle: `answer` will say so
+        with contextlib.suppress(OSError): self.jobs.send(config.to_dict())  # of one that died idle `answer` tells
 
     def answer(self) -> tuple[RunConfig,str|None]: # the run, and why it failed
         "What came of the run; raises `EOFError` if the worker is dead"
@@ -522,7 +522,8 @@ def study_records(
 def _publish_run(record, to, predictions):
     "Copy a run's record, and its predictions without gold; those of other weights do not stay beside it"
     made,to = Run(record['folder']),RunFolder(to)
-    if to.finished and Run(to.folder).weights != made.weights: shutil.rmtree(to.folder/'predictions', ignore_errors=True)
+    other = to.finished and Run(to.folder).weights != made.weights
+    if other: shutil.rmtree(to.folder/'predictions', ignore_errors=True)
     for split in made.record['metrics'] if predictions else ():
         save_predictions(without_gold(made.predictions(split)), to.predictions_file(split))
     write_json(to.record_file, made.record | dict(files=made.weights | to.digests()))

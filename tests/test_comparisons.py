@@ -357,7 +357,7 @@ def test_every_number_of_the_main_study_comes_again_from_its_predictions(tmp_pat
         for task, metrics in old.items():
             for m, v in metrics.items():
                 if isinstance(v, dict) and v.get('value') is not None:
-                    assert new[task][m]['value'] == pytest.approx(v['value'], abs=1e-9), (n, task, m)
+                    assert new[task][m]['value'] == pytest.approx(v['value'], abs=1e-6), (n, task, m)   # processors add up in other orders
     assert [(c['name'], len(c['rows'])) for c in found] == [(c['name'], len(c['rows'])) for c in published['comparisons']]
     for c, known in zip(found, published['comparisons']):
         for row, old in zip(c['rows'], known['rows']):

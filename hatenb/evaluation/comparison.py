@@ -155,7 +155,7 @@ def compare(
     rows = {k: draws_row(pair, margin) for k,pair in _draws_of_tasks(a, b, count, seed, main).items()}
     out = pd.DataFrame([dict(task=t, metric=m) | r for (t,m),r in rows.items() if r])
     if not len(out):
-        raise HatenbError('no metric has a value on both sides', f'{", ".join(sorted({t for t,_ in rows})) or "no task"}',
+        raise HatenbError('no metric has a value on both sides', ', '.join(sorted({t for t,_ in rows})) or 'compare',
                           'Compare runs that answer the same tasks.')
     out['corrected'] = false_discovery_control(out['p'])
     higher = [metric_of(t, m).higher for t,m in zip(out['task'], out['metric'])]
