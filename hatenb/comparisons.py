@@ -22,7 +22,7 @@ from .corpora import load_corpus
 from .evaluation import answered_tasks, apply_thresholds, compare, planned_family, seed_groups, without_gold
 from .kinds import gold_columns, kind_of
 from .making import figures
-from .runs import Run, RunConfig, RunFolder, decided_values, flat_settings, strategy_of
+from .runs import Run, RunConfig, RunFolder, decided_values, flat_settings, strategy_of, weight_files
 from .studies import (Comparison, Study, publish, read_study, results_folder, study_path, study_records,
                             study_split, validation_score)
 from .tasks import task_keys
@@ -149,11 +149,11 @@ def find_predictions(
 ) -> pd.DataFrame|None:
     """A run's predictions of a split, with gold, moved so that its thresholds chosen on validation (see
     `decided_values`) are one half; none where they are gone"""
-    weights = {k: v for k,v in record['files'].items() if not k.startswith('predictions/')}
     for place in places:
         there = RunFolder(place/record['name'])
         if not (there.finished and there.predictions_file(split).is_file()): continue
-        if Run(there.folder).id == record['id'] and Run(there.folder).weights == weights:     # else it was made again
+        known = Run(there.folder)
+        if known.id == record['id'] and known.weights == weight_files(record):     # else it was made again
             t = _read_predictions(Run(there.folder), results, split)
             lines = record.get('decided', {}).get('thresholds', {})
             questions = {k: q for k,(_,q) in answered_tasks(t).items()}

@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/runs.html.md"""
 __all__ = ['inherited', 'check_type', 'RunConfig', 'run_strategy', 'strategy_of', 'flat_settings', 'tasks_words', 'Value', 'Cost',
            'Provenance', 'CorpusUsed', 'Look', 'Chosen', 'Decided', 'Record', 'check_record', 'read_record',
            'decided_values', 'RunFolder', 'run_folder', 'source_folders', 'head_config', 'run_model', 'load_model',
-           'read_tensors', 'Run', 'read_records']
+           'read_tensors', 'weight_files', 'Run', 'read_records']
 
 # %% ../nbs/10_runs.ipynb #52f97185
 import dataclasses, glob, itertools, json, math, re, types, typing, warnings
@@ -626,6 +626,10 @@ def read_tensors(path:str|Path) -> dict[str,torch.Tensor]:
     return found
 
 # %% ../nbs/10_runs.ipynb #958d2c65
+def weight_files(record:dict) -> dict[str,str]:
+    "SHA-256 of each file of adapters and heads, by its path; two makings of one run differ in them"
+    return {k: v for k,v in record['files'].items() if not k.startswith('predictions/')}
+
 class Run(RunFolder):
     "A finished run, opened: its record is checked, nothing is made"
     def __init__(self,
@@ -639,8 +643,8 @@ class Run(RunFolder):
     def id(self): return self.record['id']
     @property
     def weights(self) -> dict[str,str]:
-        "SHA-256 of each file of adapters and heads, by its path; two makings of one run differ in them"
-        return {k: v for k,v in self.record['files'].items() if not k.startswith('predictions/')}
+        "As `weight_files` gives them"
+        return weight_files(self.record)
 
     def check_files(self, *below:str):
         "Raises `HatenbError` unless the files below `below` are those that the record names, by their SHA-256"

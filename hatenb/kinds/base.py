@@ -6,10 +6,10 @@ Docs: https://hatenb.github.io/hatenb/kinds/base.html.md"""
 
 # %% auto #0
 __all__ = ['kinds', 'poolings', 'losses', 'strengths', 'Metric', 'MetricFamily', 'refuse_posts', 'wrong_rows', 'Kind', 'kind_of',
-           'asked_posts', 'asked_gold', 'gold_columns', 'has_gold', 'count_answers', 'HeadConfig', 'pool_first',
-           'pool_mean', 'mlp', 'Head', 'make_head', 'Loss', 'make_loss', 'loss_weights', 'loss_vector', 'log_odds',
-           'logs', 'best_cut', 'best_threshold', 'move_to_half', 'best_of_strengths', 'logistic', 'words_and_pairs',
-           'there']
+           'asked_posts', 'asked_places', 'asked_gold', 'gold_columns', 'has_gold', 'count_answers', 'HeadConfig',
+           'pool_first', 'pool_mean', 'mlp', 'Head', 'make_head', 'Loss', 'make_loss', 'loss_weights', 'loss_vector',
+           'log_odds', 'logs', 'best_cut', 'best_threshold', 'move_to_half', 'best_of_strengths', 'logistic',
+           'words_and_pairs', 'there']
 
 # %% ../../nbs/kinds/00_base.ipynb #8b808397
 import inspect
@@ -151,13 +151,19 @@ def asked_posts(
     "The posts of a table that the question is asked about"
     return t[t[q.asked] != 0] if q.asked and q.asked in t else t
 
+def asked_places(
+    ds,           # a split of a corpus
+    q:Question,
+) -> np.ndarray:
+    "The places of the posts that the question is asked about"
+    return np.flatnonzero(ds[q.asked][:]) if q.asked else np.arange(len(ds[q.column]))
+
 def asked_gold(
     ds,           # a split of a corpus
     q:Question,
 ) -> np.ndarray:
     "The gold of the posts that the question is asked about"
-    gold = np.array(ds[q.column][:])
-    return gold[np.array(ds[q.asked][:]) != 0] if q.asked else gold
+    return np.array(ds[q.column][:])[asked_places(ds, q)]
 
 def gold_columns(
     corpus:str,   # its name

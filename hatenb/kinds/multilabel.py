@@ -16,8 +16,8 @@ from torch import Tensor
 # %% ../../nbs/kinds/02_multilabel.ipynb #991d1edd
 from ..bootstrap import average_precision_of, ece_of, f1_of, mean_of, remembered
 from ..core import HatenbError, progress
-from .base import (Head, Kind, Loss, asked_gold, best_of_strengths, best_threshold, kinds, log_odds,
-                               logistic, losses, move_to_half, refuse_posts, there, wrong_rows)
+from .base import (Head, Kind, Loss, asked_gold, asked_places, best_of_strengths, best_threshold, kinds,
+                               log_odds, logistic, losses, move_to_half, refuse_posts, there, wrong_rows)
 from .multiclass import outputs_of
 
 # %% ../../nbs/kinds/02_multilabel.ipynb #f9add570
@@ -237,17 +237,11 @@ def majority(self:Multilabel, task, train, splits):
     out[task.places] = np.asarray(share, np.float32)[task.places]
     return {k: {f'{task.name}_prob': [out]*len(ds)} for k,ds in splits.items()}
 
-def _answered(ds, task):
-    "The places of the posts that are asked about, and their gold for the task's outputs"
-    q = task.question
-    use = np.flatnonzero(ds[q.asked][:]) if q.asked else np.arange(len(ds[q.column]))
-    return use, np.array(ds[q.column][:])[use][:,task.places]
-
 @patch
 def fit_linear(self:Multilabel, task, train, val, x, xv, seed):
     from sklearn.metrics import f1_score
-    (use,y),(use_v,yv) = (_answered(ds, task) for ds in (train, val))
-    x,xv = x[use],xv[use_v]
+    x,xv = x[asked_places(train, task.question)],xv[asked_places(val, task.question)]
+    y,yv = (asked_gold(ds, task.question)[:,task.places] for ds in (train, val))
     def _one(j):
         if not 0 < y[:,j].sum() < len(y): return None       # nothing to tell apart
         def error(m): return -f1_score(yv[:,j], m.predict(xv), zero_division=0)

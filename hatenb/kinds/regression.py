@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 # %% ../../nbs/kinds/04_regression.ipynb #a2e3146d
 from ..bootstrap import auc_of, correlation_of, divide, f1_of, mean_of, rank_correlation_of, subset_of
-from .base import (Head, Kind, Loss, asked_gold, best_of_strengths, kinds, losses, refuse_posts, there)
+from .base import (Head, Kind, Loss, asked_gold, asked_places, best_of_strengths, kinds, losses, refuse_posts,
+                               there)
 
 # %% ../../nbs/kinds/04_regression.ipynb #224e6245
 class RegressionHead(Head):
@@ -129,16 +130,11 @@ def majority(self:Regression, task, train, splits):
     mean = self.count(train, task.question)['mean']
     return {k: {f'{task.name}_pred': np.full(len(ds), mean, np.float32)} for k,ds in splits.items()}
 
-def _answered(ds, q):
-    "The places of the posts that are asked about, and their gold"
-    use = np.flatnonzero(ds[q.asked][:]) if q.asked else np.arange(len(ds[q.column]))
-    return use, np.array(ds[q.column][:])[use]
-
 @patch
 def fit_linear(self:Regression, task, train, val, x, xv, seed):
     from sklearn.linear_model import Ridge
-    (use,y),(use_v,yv) = (_answered(ds, task.question) for ds in (train, val))
-    x,xv = x[use],xv[use_v]
+    x,xv = x[asked_places(train, task.question)],xv[asked_places(val, task.question)]
+    y,yv = (asked_gold(ds, task.question) for ds in (train, val))
     def fit(C): return Ridge(alpha=1/C, random_state=seed).fit(x, y)
     model = best_of_strengths(fit, lambda m: np.mean((m.predict(xv)-yv)**2))
     return lambda x: {f'{task.name}_pred': model.predict(x).astype(np.float32)}
