@@ -154,7 +154,7 @@ def find_predictions(
         if not (there.finished and there.predictions_file(split).is_file()): continue
         known = Run(there.folder)
         if known.id == record['id'] and known.weights == weight_files(record):     # else it was made again
-            t = _read_predictions(Run(there.folder), results, split)
+            t = _read_predictions(known, results, split)
             lines = record.get('decided', {}).get('thresholds', {})
             questions = {k: q for k,(_,q) in answered_tasks(t).items()}
             kept = [k for k,q in questions.items() if k in lines and kind_of(q).by_threshold(q)]

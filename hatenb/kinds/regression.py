@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 # %% ../../nbs/kinds/04_regression.ipynb #a2e3146d
 from ..bootstrap import auc_of, correlation_of, divide, f1_of, mean_of, rank_correlation_of, subset_of
-from .base import (Head, Kind, Loss, asked_gold, asked_places, best_of_strengths, kinds, losses, refuse_posts,
-                               there)
+from .base import (Head, Kind, Loss, asked_gold, asked_places, best_of_strengths, kinds, losses,
+                               refuse_posts, there)
 
 # %% ../../nbs/kinds/04_regression.ipynb #224e6245
 class RegressionHead(Head):
