@@ -8,15 +8,22 @@ BIN    := $(VENV)/bin
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+# uv installs what pip would, in a fraction of the time; wheels that lie on this machine it finds where pip is told to look
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) -e .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
 demo: install

@@ -7,11 +7,12 @@ Docs: https://hatenb.github.io/hatenb/core.html.md"""
 # %% auto #0
 __all__ = ['HatenbError', 'Registry', 'patch', 'Settings', 'settings', 'atomic_write', 'write_json', 'read_json',
            'read_json_line', 'digest', 'file_sha256', 'derive_seed', 'seed_everything', 'cpu_flags', 'resolve_device',
-           'resolve_dtype', 'encoder_path', 'provenance', 'begin_ray', 'quiet', 'progress', 'suppress_log']
+           'native_bfloat16', 'resolve_dtype', 'encoder_path', 'provenance', 'begin_ray', 'quiet', 'progress',
+           'suppress_log']
 
 # %% ../nbs/00_core.ipynb #7ffe15a0
 import configparser, contextlib, dataclasses, difflib, hashlib, importlib.util, json, logging, os
-import platform, random, re, subprocess
+import platform, random, re, subprocess, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -216,17 +217,22 @@ def resolve_device(device:str='auto'):
         raise HatenbError(f'unknown device {device!r}', 'setting device',
                           'Use auto, cpu, cuda, cuda:1 or mps.') from None
 
-def resolve_dtype(dtype:str='auto', device='cpu'):
-    "The `torch.dtype` a setting means; `auto` is bfloat16 where `device` multiplies in it natively, else float32"
+def native_bfloat16(device='cpu') -> bool:
+    "Whether `device` multiplies in bfloat16 itself; what does not is many times slower in it than in float32"
     import torch
-    if dtype == 'auto':
-        kind = torch.device(device).type
-        native = (torch.cuda.is_bf16_supported(including_emulation=False) if kind == 'cuda' else
-                  bool(cpu_flags() & {'avx512_bf16','amx_bf16','bf16'}) if kind == 'cpu' else False)
-        dtype = 'bfloat16' if native else 'float32'
-    if dtype not in ('float32','bfloat16'):
+    kind = torch.device(device).type
+    if kind == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == 'cpu' and bool(cpu_flags() & {'avx512_bf16','amx_bf16','bf16'})
+
+def resolve_dtype(dtype:str='auto', device='cpu'):
+    "The `torch.dtype` a setting means on `device`: float32 wherever bfloat16 is not native, asked for or not"
+    import torch
+    if dtype not in ('auto','float32','bfloat16'):
         raise HatenbError(f'unknown dtype {dtype!r}', 'setting dtype', 'Use auto, float32 or bfloat16.')
-    return getattr(torch, dtype)
+    native = dtype != 'float32' and native_bfloat16(device)
+    if dtype == 'bfloat16' and not native:
+        warnings.warn(f'computed in float32: this {device} has no products in bfloat16')
+    return torch.bfloat16 if native else torch.float32
 
 # %% ../nbs/00_core.ipynb #2fdb18c3
 def _minilm_path() -> Path:
@@ -277,14 +283,14 @@ def _cpu_name():
 def provenance(
     device='cpu', # the device the work ran on
 ) -> dict:
-    "Git commit, package versions, interpreter and hardware, as JSON"
+    "Git commit, package versions, interpreter and hardware, as JSON; without native `bfloat16`, runs are in float32"
     import torch
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _cpu_name()
     return dict(commit=_git('rev-parse', 'HEAD'), dirty=bool(_git('status', '--porcelain', '--untracked-files=no')),
                 packages={p: _version(p) for p in _packages}, python=platform.python_version(),
                 system=f'{platform.system()} {platform.machine()}', device=str(device), hardware=name,
-                threads=torch.get_num_threads())
+                threads=torch.get_num_threads(), bfloat16=native_bfloat16(device))
 
 # %% ../nbs/00_core.ipynb #7161c19f
 def begin_ray(

@@ -557,6 +557,7 @@ def _made_by(r):
     commit = f'commit {(p["commit"] or "unknown")[:10]}{" (changed)" if p["dirty"] else ""}'
     corpora = ', '.join(f'{c} {v["checksum"]}' for c,v in r['corpora'].items())
     machine = f'{p["hardware"]}, {p["threads"]} threads, torch {p["packages"].get("torch")}'
+    if r['config'].get('dtype') == 'bfloat16' and not p.get('bfloat16', True): machine += ', in float32'
     return f'{r["name"]}: {commit}, {machine}; {corpora}'
 
 # %% ../nbs/12_reports.ipynb #2c6e3c3d

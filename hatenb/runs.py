@@ -404,6 +404,7 @@ class Provenance(TypedDict):
     device: str
     hardware: str
     threads: int
+    bfloat16: NotRequired[bool]   # whether the device has it; if not, a run in bfloat16 was computed in float32
 
 class CorpusUsed(TypedDict):
     checksum: str

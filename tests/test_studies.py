@@ -1,6 +1,6 @@
 "Runs and studies: what decides a result, what is skipped, set aside, published, and how damage is told"
 
-import dataclasses, json, os, shutil, subprocess, sys
+import dataclasses, json, os, shutil, subprocess, sys, warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +8,20 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings as hsettings, strategies as st
 
-from hatenb import making
+from hatenb import core, making, reports
 from hatenb.baselines import baselines
 from hatenb.batches import Posts
 from hatenb.core import HatenbError
 from hatenb.evaluation import as_stored, evaluate, load_predictions
 from hatenb.kinds import gold_columns
 from hatenb.making import finished, make_run, run_corpora
-from hatenb.runs import Run, RunConfig, read_record, read_records
+from hatenb.runs import Run, RunConfig, read_record, read_records, run_folder
 from hatenb.studies import Study, _why_no_worker, chosen_run, expand, publish, run_study
 from hatenb.training import TrainConfig, predict
 from on_ray import begun_ray, tasks
 from parts import scalars
 from shell import command
+from tiny import bf16, f32
 
 pytestmark = pytest.mark.usefixtures('stand_in')
 MAJORITY = RunConfig(('mini/label', 'mini/target'), baseline='majority')
@@ -44,6 +45,20 @@ def neural(tmp_path_factory):
 def copied(neural, tmp_path):
     "A copy of the neural run that may be damaged"
     return shutil.copytree(neural[0] / NEURAL.name, tmp_path / NEURAL.name)
+
+
+@pytest.mark.parametrize('native', [True, False])
+def test_bfloat16_is_computed_in_float32_where_it_is_not_native(tmp_path, monkeypatch, native):
+    "Emulated products are many times slower: the run keeps its id, and its record says what it was computed in"
+    monkeypatch.setattr(core, 'native_bfloat16', lambda device: native)
+    config = dataclasses.replace(NEURAL, tasks=('mini/label',), dtype='bfloat16')
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        record = make_run(config, tmp_path)
+    assert any('computed in float32' in str(w.message) for w in said) != native
+    assert record['id'] == config.id and record['provenance']['bfloat16'] == native
+    assert ('in float32' in reports._made_by(record)) != native
+    assert Run(run_folder(config, tmp_path).folder).model().encoder.dtype == (bf16 if native else f32)
 
 
 def without_times(record):
