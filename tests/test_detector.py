@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from huggingface_hub import ModelCard
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 
 from hatenb.core import HatenbError
 from hatenb.corpora import load_corpus
 from hatenb.corpora.hatexplain import LABELS, TARGETS
 from hatenb.detector import Detection, Detector, Runtime, json_line
+from hatenb.detector.bundle import _in_eight_bits
 from hatenb.evaluation import load_predictions
 from hatenb.making import make_run
 from hatenb.pretokenize import hatexplain_words, masked, plain_words, says_nothing, windows
@@ -317,6 +320,19 @@ def test_what_importing_brings_along(module, none_of):
     command = [sys.executable, '-c', LOADED.format(module, none_of)]
     p = subprocess.run(command, capture_output=True, text=True, check=True)
     assert p.stdout.split() == []
+
+
+def test_products_of_eight_bits_are_not_clipped():
+    "AVX2 without VNNI adds pairs of products of unsigned by signed bytes in sixteen bits, and clips the sums"
+    x,w = np.linspace(.2, 1, 6*64, dtype=np.float32).reshape(6, 64),np.linspace(.9, 1, 64*48, dtype=np.float32)
+    w = w.reshape(64, 48)
+    tensors = [helper.make_tensor_value_info(k, TensorProto.FLOAT, s) for k,s in (('x', (6, 64)), ('y', (6, 48)))]
+    graph = helper.make_graph([helper.make_node('MatMul', ['x','w'], ['y'])], 'product', tensors[:1], tensors[1:],
+                              [numpy_helper.from_array(w, 'w')])
+    model = _in_eight_bits(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=10))
+    session = InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    assert any(i.name == 'w_int8' and i.data_type == TensorProto.UINT8 for i in model.graph.initializer)
+    np.testing.assert_allclose(session.run(None, {'x': x})[0], x@w, rtol=.01)
 
 
 RUNTIME = """

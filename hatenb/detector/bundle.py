@@ -42,11 +42,11 @@ def _rounded_input(make, x):
             make('QuantizeLinear', [f'{x}_in_steps','q_one','q_zero'], [f'{x}_int8'])]
 
 def _product(make, n, weights, kept):
-    "Nodes of a product of integers"
+    "Nodes of a product of integers, both of them unsigned"
     x,w,y = n.input[0],n.input[1],n.output[0]
-    kept[f'{w}_int8'],step = _steps(weights, 0)
-    kept[f'{w}_step'] = step[0]
-    inputs = [f'{x}_int8', f'{w}_int8', 'q_one', f'{w}_step', 'q_zero']
+    signed,step = _steps(weights, 0)
+    kept[f'{w}_int8'],kept[f'{w}_step'] = (signed.astype(np.int16)+128).astype(np.uint8),step[0]
+    inputs = [f'{x}_int8', f'{w}_int8', 'q_one', f'{w}_step', 'q_zero', 'q_zero']
     return [make('MatMulIntegerToFloat', inputs, [f'{y}_in_steps'], domain='com.microsoft'),
             make('Mul', [f'{y}_in_steps',f'{x}_step'], [y])]
 
