@@ -231,7 +231,11 @@ def epoch_batches(
         else: rows = draws(sizes[c], epoch*count, count, sampling.seed, 'draws', c)
         slices[c] = _bucketed(rows, lengths[c], steps, sampling.bucket)
     order = np.random.default_rng(derive_seed(sampling.seed, 'order', epoch)).permutation(steps)
-    return [{c: p[i] for c,p in slices.items() if len(p[i])} for i in order]
+    batches = [{c: p[i] for c,p in slices.items() if len(p[i])} for i in order]
+    if not all(batches):
+        raise HatenbError(f'batch_size = {sampling.batch_size} leaves batches empty', 'train',
+                          f'Take {len(sizes)} or more: as many as there are corpora.')
+    return batches
 
 def _bucketed(rows, lengths, steps, bucket):
     "The rows in as many slices as steps, posts of like lengths together among those of `bucket` steps"

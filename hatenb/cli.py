@@ -406,7 +406,7 @@ def _detect(
     file:Annotated[Optional[str], typer.Option(
         help='one post a line, or JSON lines with "text"; - is standard input')]=None,
     jsonl:Annotated[Optional[bool], typer.Option('--jsonl/--text',
-        help='what the lines are (default: by the ending of the file)')]=None,
+        help='what the lines are (default: by the ending of the file; standard input is text)')]=None,
     strict:Annotated[bool, typer.Option(help='stop at a line that cannot be read')]=False,
     reveal:Annotated[bool, typer.Option(help='show slurs, where answers are given in words')]=False,
     onnx:Annotated[Optional[bool], typer.Option('--onnx/--torch',
@@ -506,9 +506,9 @@ def _serve(
         help="a run's folder or name, a bundle's folder, or its name on the hub (default: the one in the package)"
     )]=None,
     host:Annotated[str, typer.Option(help='address to listen on')]='127.0.0.1',
-    port:int=8000,
-    most:Annotated[int, typer.Option(help='characters of a post')]=20_480,
-    many:Annotated[int, typer.Option(help='posts of a request')]=100,
+    port:Annotated[int, typer.Option(min=0, max=65535)]=8000,
+    most:Annotated[int, typer.Option(min=1, help='characters of a post')]=20_480,
+    many:Annotated[int, typer.Option(min=1, help='posts of a request')]=100,
     per_minute:Annotated[int, typer.Option(min=1, help='posts a minute from one address')]=6000,
     at_once:Annotated[int, typer.Option(min=1, help='requests that are answered at a time')]=128,
     waiting:Annotated[int, typer.Option(min=1, help='posts that may wait')]=1000,
@@ -548,6 +548,7 @@ def _score(
     good = done['rows']-done['broken']
     print(f'{good:,} rows of {done["files"]:,} files are answered in {out}, {done["now"]:,} of them now')
     if done['broken']: print(f'{done["broken"]:,} broken rows are left out: {out/"_broken"} has their places')
+    if done['broken'] and not good: raise typer.Exit(1)
 
 # %% ../nbs/13_cli.ipynb #41ef3ce4
 @app.command('convert-adapter')

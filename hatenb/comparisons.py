@@ -22,7 +22,7 @@ from .corpora import load_corpus
 from .evaluation import answered_tasks, apply_thresholds, compare, planned_family, seed_groups, without_gold
 from .kinds import gold_columns, kind_of
 from .making import figures
-from .runs import Run, RunConfig, RunFolder, decided_values, flat_settings, strategy_of, weight_files
+from .runs import Run, RunConfig, RunFolder, decided_values, flat_settings, is_made_as, strategy_of
 from .studies import (Comparison, Study, publish, read_study, results_folder, study_path, study_records,
                             study_split, validation_score)
 from .tasks import task_keys
@@ -153,7 +153,7 @@ def find_predictions(
         there = RunFolder(place/record['name'])
         if not (there.finished and there.predictions_file(split).is_file()): continue
         known = Run(there.folder)
-        if known.id == record['id'] and known.weights == weight_files(record):     # else it was made again
+        if known.id == record['id'] and is_made_as(known.record, record):          # else it was made again
             t = _read_predictions(known, results, split)
             lines = record.get('decided', {}).get('thresholds', {})
             questions = {k: q for k,(_,q) in answered_tasks(t).items()}
@@ -173,7 +173,7 @@ def _table(side, base, tasks, comparison, found):
     # a single-task run has posts of one corpus
     shared = set.intersection(*(set(t['corpus']) for ts in tables for t in ts))
     a,b = ([_only(t[t['corpus'].isin(shared)], tasks) for t in ts] for ts in tables)
-    return compare(a, b, main=not comparison.get('all_metrics'))
+    return compare(a, b, main=True)
 
 # %% ../nbs/10d_comparisons.ipynb #3f06417f
 def values_digest(

@@ -170,6 +170,7 @@ def read_json_line(
     "A line of JSON as a row with a post: an object, or a string that is the post itself"
     try: row = json.loads(line)
     except (ValueError, RecursionError) as e: return None, f'this is not JSON ({e})'   # also whole numbers without end
+    if isinstance(row, list): return None, 'this is a list: give one post a line'
     if isinstance(row, str): row = {text: row}
     post = row.get(text) if isinstance(row, dict) else None
     return (row, '') if isinstance(post, str) else (None, f'there is no {text!r} that is a string')

@@ -6,7 +6,7 @@ Docs: https://hatenb.github.io/hatenb/pretokenize.html.md"""
 
 # %% auto #0
 __all__ = ['pretokenizers', 'Words', 'plain_words', 'hatexplain_words', 'says_nothing', 'sign_name', 'with_sign_names',
-           'sub_tokens', 'check_tokenizer', 'windows', 'read_lexicon', 'lexicon_counts', 'masked_word', 'masked']
+           'sub_tokens', 'check_tokenizer', 'windows', 'read_lexicon', 'lexicon_counts', 'masked_word']
 
 # %% ../nbs/01_pretokenize.ipynb #b74d5552
 import csv, functools, re, unicodedata
@@ -211,10 +211,3 @@ def masked_word(
 ) -> str:
     "A slur as its first letter and asterisks; other words as they are"
     return word if reveal or not _slurs().fullmatch(word) else word[0] + '*'*(len(word)-1)
-
-def masked(
-    text:str,
-    reveal:bool=False, # show it as it is
-) -> str:
-    "The text with its slurs masked; as long as it was"
-    return text if reveal else re.sub(r'\w+', lambda m: masked_word(m[0]), text)

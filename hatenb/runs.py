@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/runs.html.md"""
 __all__ = ['inherited', 'check_type', 'RunConfig', 'run_strategy', 'strategy_of', 'flat_settings', 'tasks_words', 'Value', 'Cost',
            'Provenance', 'CorpusUsed', 'Look', 'Chosen', 'Decided', 'Record', 'check_record', 'read_record',
            'decided_values', 'RunFolder', 'run_folder', 'source_folders', 'head_config', 'run_model', 'load_model',
-           'read_tensors', 'weight_files', 'Run', 'read_records']
+           'read_tensors', 'weight_files', 'is_made_as', 'Run', 'read_records']
 
 # %% ../nbs/10_runs.ipynb #52f97185
 import dataclasses, glob, itertools, json, math, re, types, typing, warnings
@@ -630,6 +630,11 @@ def read_tensors(path:str|Path) -> dict[str,torch.Tensor]:
 def weight_files(record:dict) -> dict[str,str]:
     "SHA-256 of each file of adapters and heads, by its path; two makings of one run differ in them"
     return {k: v for k,v in record['files'].items() if not k.startswith('predictions/')}
+
+def is_made_as(record:dict, other:dict) -> bool:
+    "Whether two records of one run are of one making: of the same weights, or, where there are none, the same metrics"
+    mine,theirs = weight_files(record),weight_files(other)
+    return mine == theirs and (bool(mine) or record['metrics'] == other['metrics'])
 
 class Run(RunFolder):
     "A finished run, opened: its record is checked, nothing is made"

@@ -14,6 +14,7 @@ import contextlib, dataclasses, importlib, itertools, multiprocessing, multiproc
 import sys, threading
 import tomllib
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -31,7 +32,7 @@ from .corpora import corpora
 from .evaluation import main_metrics, save_predictions, watched_metrics, without_gold
 from .kinds import kind_of
 from .making import finished, make_run
-from .runs import Run, RunConfig, RunFolder, check_type, inherited, read_record, run_folder
+from .runs import Run, RunConfig, RunFolder, check_type, inherited, is_made_as, read_record, run_folder
 from .tasks import question_of, task_keys
 
 # %% ../nbs/10c_studies.ipynb #722f6d23
@@ -134,7 +135,6 @@ class Comparison(TypedDict):
     free: NotRequired[list[str]]
     apart: NotRequired[bool]          # a base for each task of the run
     studies: NotRequired[list[str]]   # where bases are looked for, besides the study
-    all_metrics: NotRequired[bool]    # not only the metric that stands for each task
 
 _most_runs = 10_000
 
@@ -223,11 +223,13 @@ def _one_by_one(study, runs_path, accelerator):
 
 # %% ../nbs/10c_studies.ipynb #d8eb221b
 def _with_sources(configs) -> dict[str,tuple[RunConfig,set[str]]]: # id → configuration, ids of its sources
-    "All runs of a study, and those that they are made of"
-    out = {}
+    "All runs of a study, and those that they are made of, be they given as configurations or as names of others"
+    out,names = {},{c.name: c.id for c in configs}
     for c in configs:
-        sources = [RunConfig.from_dict(s) for s in c.sources if not isinstance(s, str)]
-        out |= _with_sources(sources) | {c.id: (c, {s.id for s in sources})}
+        given = [c.sources] if isinstance(c.sources, str) else c.sources
+        sources = [RunConfig.from_dict(s) for s in given if not isinstance(s, str)]
+        named = {i for s in given if isinstance(s, str) for n,i in names.items() if fnmatch(n, s) and i != c.id}
+        out |= _with_sources(sources) | {c.id: (c, named | {s.id for s in sources})}
     return out
 
 def core_shares(
@@ -522,7 +524,7 @@ def study_records(
 def _publish_run(record, to, predictions):
     "Copy a run's record, and its predictions without gold; those of other weights do not stay beside it"
     made,to = Run(record['folder']),RunFolder(to)
-    other = to.finished and Run(to.folder).weights != made.weights
+    other = to.finished and not is_made_as(Run(to.folder).record, made.record)
     if other: shutil.rmtree(to.folder/'predictions', ignore_errors=True)
     for split in made.record['metrics'] if predictions else ():
         save_predictions(without_gold(made.predictions(split)), to.predictions_file(split))

@@ -62,6 +62,7 @@ class TrainConfig:
     def __post_init__(self):
         object.__setattr__(self, 'temperature', float(self.temperature))   # records hold infinity as text
         for name,(low,high) in _ranges.items(): _check_range(name, getattr(self, name), low, high)
+        if not self.clip: raise HatenbError('clip = 0', 'train', 'Take more: at 0 nothing is learned.')
         for s in (self.schedule, self.head_schedule or self.schedule): schedules[s]
         optimizers[self.optimizer]
 
@@ -72,7 +73,7 @@ _ranges = {
     **dict.fromkeys(('warmup','layer_decay'), (0, 1))}
 
 def _check_range(name, value, low, high):
-    if value is None or low <= value <= high: return
+    if value is None or low <= value <= high and math.isfinite(value): return
     raise HatenbError(f'{name} = {value}', 'train', f'Take {low} to {high}.' if high == 1 else f'Take {low} or more.')
 
 # %% ../nbs/06_training.ipynb #99d6b55c
@@ -133,6 +134,9 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     "The optimiser and the scheduler over its groups; raises `HatenbError` for options that it does not take"
     groups = parameter_groups(model, config, total)
+    if ours := {'lr','weight_decay'} & set(config.optimizer_options):
+        raise HatenbError(f'{min(ours)} is no option of the optimiser here', 'train, optimizer_options',
+                          f'Set it beside them: train.{min(ours)}.')
     try: optimizer = optimizers[config.optimizer](groups, **config.optimizer_options)
     except (TypeError, ValueError) as e:
         raise HatenbError(f'the optimiser {config.optimizer} does not take these options: {e}',
@@ -327,6 +331,7 @@ def _add_part(self:Trainer, part:Part, i:int, before, matrix) -> dict[str,torch.
         own = list(self.model.heads.parameters())
         add_gradients(self.balancer, vector, coefficients, self.model.encoder.trainable(), own, matrix)
         found |= detached
+    part.logits = part.attention = None     # the graph goes with them, whatever a rule has retained
     return found
 
 # %% ../nbs/06_training.ipynb #43981e28

@@ -341,3 +341,9 @@ def test_a_corpus_without_a_draw_and_posts_without_a_class():
     classes = np.array([-1]*50 + [0]*30 + [1]*20)
     drawn = np.concatenate([b['a'] for b in B.epoch_batches({'a': np.full(100, 5)}, Sampling(10), classes={'a': classes})])
     assert np.bincount(classes[drawn]).tolist() == [50, 50]
+
+
+def test_a_batch_too_small_for_its_corpora_is_refused():
+    lengths = dict(a=np.full(5, 9), b=np.full(5, 9))
+    with pytest.raises(HatenbError, match='Take 2 or more'): B.epoch_batches(lengths, Sampling(batch_size=1))
+    assert all(B.epoch_batches(lengths, Sampling(batch_size=2)))

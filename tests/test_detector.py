@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
@@ -20,8 +21,9 @@ from hatenb.detector import Detection, Detector, Runtime, json_line
 from hatenb.detector.bundle import _in_eight_bits
 from hatenb.evaluation import load_predictions
 from hatenb.making import make_run
-from hatenb.pretokenize import hatexplain_words, masked, plain_words, says_nothing, windows
+from hatenb.pretokenize import hatexplain_words, plain_words, says_nothing, windows
 from hatenb.runs import RunConfig, run_folder
+from hatenb.undisguise import masked
 from parts import assert_near
 
 TASKS = ['mini/label', 'mini/target', 'mini/rationale']
@@ -333,6 +335,12 @@ def test_products_of_eight_bits_are_not_clipped():
     session = InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     assert any(i.name == 'w_int8' and i.data_type == TensorProto.UINT8 for i in model.graph.initializer)
     np.testing.assert_allclose(session.run(None, {'x': x})[0], x@w, rtol=.01)
+
+
+@pytest.mark.parametrize('texts', [{'text': 'a'}, b'hi', pd.DataFrame({'text': ['a']}), np.array([['a']])])
+def test_what_is_no_list_of_posts_is_refused(detector, texts):
+    "Else the keys of a mapping and the columns of a table would be answered"
+    with pytest.raises(TypeError, match='not a list of strings'): detector(texts)
 
 
 RUNTIME = """

@@ -169,6 +169,17 @@ def test_a_pool_is_what_its_declaration_says(make):
         with pytest.raises(HatenbError, match=what): C.declare_pool('p', {'toxic': question})
 
 
+def test_a_run_reads_the_pool_that_it_declares_whatever_else_was_read(make):
+    "Else its posts would be those of all questions that the process has met under this name"
+    make('one', train=[('a',0)], validation=[('b',1)], test=[('c',0)])
+    toxic, target = dict(toxic=dict(corpora=['one'])), dict(target=dict(corpora=['mini']))
+    RunConfig(('mixed/toxic',), baseline='majority', pools=dict(mixed=toxic))
+    for other in (target, toxic | target):
+        with pytest.raises(HatenbError, match='other questions already: toxic'):
+            RunConfig(('mixed/toxic',), baseline='majority', pools=dict(mixed=other))
+    assert len(load_corpus('mixed')['train']) == 1
+
+
 def test_pool_of_corpora_that_do_not_fit(make):
     make('one', train=[('a',0)])
     make('held', trains=False, test=[('a',0)])

@@ -211,6 +211,14 @@ def damaged(folder):
     return file
 
 
+def test_a_list_of_posts_is_no_json_lines_and_a_file_is_no_folder(toy, tmp_path):
+    (tmp_path/'list.json').write_text('[{"text": "hi"}, {"text": "yo"}]')
+    p = subprocess.run(command(toy, tmp_path/'list.json', '--out', tmp_path/'out'), capture_output=True, text=True)
+    assert p.returncode == 1 and '0 rows' in p.stdout
+    assert 'give one post a line' in next((tmp_path/'out'/'_broken').iterdir()).read_text()
+    refused('is a file', [tmp_path/'list.json'], tmp_path/'list.json', Scorer(toy))
+
+
 def test_a_damaged_file_is_named(toy, tmp_path): refused('cannot be read.*damaged', [damaged(tmp_path)], tmp_path/'out', Scorer(toy))
 
 

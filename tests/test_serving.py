@@ -165,7 +165,7 @@ def test_the_token_is_asked_for_wherever_posts_are(monkeypatch, tmp_path):
             dict(headers={'Authorization': 'Bearer secret'}), dict(params=dict(key='secret'))]
     assert [client.post('/detect', json=dict(text='a'), **w).status_code for w in ways] == [401]*4 + [200]*2
     assert [client.get('/metrics', **w).status_code for w in ways] == [401]*4 + [200]*2
-    assert client.get('/health').status_code == client.get('/').status_code == 200
+    assert client.get('/health').status_code == client.head('/health').status_code == client.get('/').status_code == 200
     monkeypatch.setenv('HATENB_TOKEN', 'outside')
     file = tmp_path/'token'
     file.write_text(' inside\n')

@@ -16,7 +16,7 @@ from hatenb.evaluation import as_stored, evaluate, load_predictions
 from hatenb.kinds import gold_columns
 from hatenb.making import finished, make_run, run_corpora
 from hatenb.runs import Run, RunConfig, read_record, read_records, run_folder
-from hatenb.studies import Study, _why_no_worker, chosen_run, expand, publish, run_study
+from hatenb.studies import Study, _why_no_worker, _with_sources, chosen_run, expand, publish, run_study
 from hatenb.training import TrainConfig, predict
 from on_ray import begun_ray, tasks
 from parts import scalars
@@ -867,6 +867,13 @@ def made_alone(tmp_path_factory):
     "The records of the study, made one after the other"
     records = run_study(small_study(), tmp_path_factory.mktemp('alone'))
     return [without_times(r) for r in json.loads(json.dumps(records))]
+
+
+def test_sources_by_name_come_first_too():
+    one = RunConfig(('mini/label',), baseline='majority')
+    by_name, by_glob = (RunConfig(('mini/label',), strategy='join', sources=s) for s in ((one.name,), 'majority-*'))
+    needed = {i: of for i, (_, of) in _with_sources([by_name, by_glob, one]).items()}
+    assert needed == {one.id: set(), by_name.id: {one.id}, by_glob.id: {one.id}}
 
 
 def test_a_killed_worker_is_replaced_and_sources_come_first(tmp_path, made_alone):

@@ -1,5 +1,5 @@
 "What a notebook can't show: processes that are killed and go on, processes that train together, optimisers, trackers"
-import json, os, re, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time, weakref
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hatenb.balancing import balancers
 from hatenb.core import HatenbError
-from hatenb.training import TrainConfig, Trainer, make_accelerator, optimizers
+from hatenb.model import Model
+from hatenb.training import TrainConfig, Trainer, make_accelerator, make_optimizer, optimizers
 from parts import flat, scalars, small
 
 pytestmark = pytest.mark.usefixtures('stand_in')
@@ -208,6 +210,33 @@ def test_an_unknown_optimiser_is_refused():
 
 
 # ---- trackers
+
+@pytest.mark.parametrize('options, what', [
+    (dict(clip=0), 'at 0 nothing is learned'), (dict(clip=float('inf')), 'clip = inf'), (dict(lr=float('inf')), 'lr = inf')])
+def test_numbers_that_would_spoil_a_run_are_refused(options, what):
+    with pytest.raises(HatenbError, match=what): TrainConfig(**options)
+
+
+@pytest.mark.parametrize('name', ['lr', 'weight_decay'])
+def test_options_of_the_optimiser_that_the_groups_would_override_are_refused(parts, name):
+    config = TrainConfig(optimizer_options={name: .5})
+    with pytest.raises(HatenbError, match=f'train.{name}'): make_optimizer(parts[0], config, 10)
+
+
+@pytest.mark.parametrize('rule', ['equal', 'pcgrad'])
+def test_the_graph_of_a_part_goes_when_its_gradients_are_there(parts, monkeypatch, rule):
+    "Else rules that look at gradients hold those of the whole batch at once"
+    made, alive, through = [], [], Model.pass_through
+    def watched(self, part):
+        alive.append(sum(r() is not None for r in made))
+        logits = through(self, part)
+        made.extend(weakref.ref(l) for l in logits.values())
+        return logits
+    monkeypatch.setattr(Model, 'pass_through', watched)
+    config = TrainConfig(epochs=1, steps=1, batch_size=16, max_positions=128)
+    Trainer(*parts, config, balancer=balancers[rule](list(TWO))).fit()
+    assert len(alive) > 2 and not any(alive)
+
 
 def test_a_tensorboard_file_holds_the_losses_and_metrics(tmp_path, parts):
     accelerator = make_accelerator(['tensorboard'], tmp_path, cpu=True)

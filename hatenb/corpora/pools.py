@@ -254,7 +254,10 @@ def _check_declaration(part, place):
 
 def declare_pool(name:str, declaration:dict[str,dict]):
     """Register a pool as a study file or a record describes it, see `pool_declaration`; raises `HatenbError` for what
-    cannot be one"""
+    cannot be one, and for other questions under a name that is taken: a pool's posts are those of all its questions"""
+    if set(declared_pools.get(name, declaration)) != set(declaration):
+        raise HatenbError(f'the pool has other questions already: {", ".join(declared_pools[name])}', f'pool {name}',
+                          'Declare the same ones wherever it is named, or give the pool another name.')
     for question,part in declaration.items():
         _check_declaration(part, f'pool {name}, {question}')
         make_pool(name, question, part['corpora'], **{k: v for k,v in part.items() if k != 'corpora'})

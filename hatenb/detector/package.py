@@ -138,6 +138,7 @@ def save_wheel(
     _check_rules(detector.manifest)
     about,folder = f'hatenb detector {detector.id}',Path(folder)
     wheel = folder/f'{name}-{version}-py3-none-any.whl'
+    if folder.is_file(): raise HatenbError('the folder of the wheel is a file', folder, 'Name a folder.')
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as tmp:
         home = Path(tmp)/'content'

@@ -12,7 +12,7 @@ __all__ = ['page_style', 'activations', 'joins', 'deciders', 'evidences', 'runne
 
 # %% ../../nbs/detector/01_runtime.ipynb #825b587d
 import hashlib, html, importlib, itertools, json, mmap, re, threading, warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -23,9 +23,9 @@ import numpy as np
 
 # %% ../../nbs/detector/01_runtime.ipynb #dd6675ca
 from ..core import HatenbError, Registry, file_sha256, patch, settings
-from ..pretokenize import (Words, check_tokenizer, lexicon_counts, masked, pretokenizers, read_lexicon,
+from ..pretokenize import (Words, check_tokenizer, lexicon_counts, pretokenizers, read_lexicon,
                                 says_nothing, sub_tokens, windows)
-from ..undisguise import undisguised_words
+from ..undisguise import masked, undisguised_words
 
 # %% ../../nbs/detector/01_runtime.ipynb #60406604
 class Detection(dict):
@@ -832,6 +832,8 @@ def _add_sentences(self:Answerer, answers:list[Detection], **options):
 
 # %% ../../nbs/detector/01_runtime.ipynb #dce1c074
 def _strings(texts):
+    if isinstance(texts, (Mapping,bytes)) or getattr(texts, 'ndim', 1) != 1:
+        raise TypeError(f'posts are a {type(texts).__name__}, not a list of strings')
     for i,t in enumerate(texts):
         if not isinstance(t, str): raise TypeError(f'post {i} is of type {type(t).__name__}, not a str')
         yield t

@@ -605,6 +605,7 @@ def _on_ray(scorer, out, parts, workers):
 @contextlib.contextmanager
 def _alone(out):
     "Hold a folder of answers, and remove what a killed process has left"
+    if out.is_file(): raise HatenbError('the folder of answers is a file', out, 'Name a folder.')
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out/'.lock')
     try: lock.acquire(timeout=0)

@@ -237,7 +237,7 @@ def _add_page(app, service):
         text,headers = _filled_page(service.detector.id, service.gate.most)
         return responses.HTMLResponse(text, headers=headers)
 
-    @app.get('/health')
+    @app.api_route('/health', methods=['GET','HEAD'])
     def health(): return dict(status='ok', model=service.detector.id, answers=list(service.detector.answers))
 
 def _add_detect(app, service):
