@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hatenb.pretokenize import masked, pretokenizers
-from hatenb.undisguise import known_words, undisguised, undisguised_words
+from hatenb.pretokenize import pretokenizers
+from hatenb.undisguise import known_words, masked, undisguised, undisguised_words
 from limits import within
 
 odd = '\u200b\u200d\ufe0f\u0336\u00ad\u0301аοｅ𝓱🅾🐷👩🏿🇪ıßİ\ud800\x00 .-_*@#!|+$€13450&;/:\'’<>'
