@@ -16,7 +16,7 @@ INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q uv
+	$(BIN)/python -m pip install -q -c constraints.txt uv
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/uv
 	$(INSTALL) -e .

@@ -232,7 +232,7 @@ def resolve_dtype(dtype:str='auto', device='cpu'):
         raise HatenbError(f'unknown dtype {dtype!r}', 'setting dtype', 'Use auto, float32 or bfloat16.')
     native = dtype != 'float32' and native_bfloat16(device)
     if dtype == 'bfloat16' and not native:
-        warnings.warn(f'computed in float32: this {device} has no products in bfloat16')
+        warnings.warn(f'computed in float32: no native products in bfloat16 are known on this {device}')
     return torch.bfloat16 if native else torch.float32
 
 # %% ../nbs/00_core.ipynb #2fdb18c3

@@ -522,7 +522,7 @@ def study_records(
 
 # %% ../nbs/10c_studies.ipynb #1c4141b3
 def _publish_run(record, to, predictions):
-    "Copy a run's record, and its predictions without gold; those of other weights do not stay beside it"
+    "Copy a run's record, and its predictions without gold; those of another making do not stay beside it"
     made,to = Run(record['folder']),RunFolder(to)
     other = to.finished and not is_made_as(Run(to.folder).record, made.record)
     if other: shutil.rmtree(to.folder/'predictions', ignore_errors=True)

@@ -273,13 +273,14 @@ def test_a_run_without_predictions_keeps_its_record_and_one_without_both_is_left
 
 def test_all_comparisons_of_a_study_are_corrected_together(hand):
     path, records = hand
+    near = dataclasses.replace(STUDY.runs[1], limit=99)
+    records = [*records, made_by_hand(path / 'runs', near, 0.43)]
     again = dict(STUDY.comparisons[0], name='once more')
-    twice = dataclasses.replace(STUDY, comparisons=[*STUDY.comparisons, again])
+    twice = dataclasses.replace(STUDY, runs=[*STUDY.runs, near], comparisons=[*STUDY.comparisons, again])
     publish(records, path / 'results', predictions=False, study=twice)
     rows = [x for c in compare_study(twice, path / 'results', path / 'runs') for r in c['rows'] for x in r['table']]
-    assert len(rows) == 2 and [x['corrected'] for x in rows] == pytest.approx(
-        list(false_discovery_control([x['p'] for x in rows]))
-    )
+    found, p = [x['corrected'] for x in rows], [x['p'] for x in rows]
+    assert len(rows) == 4 and found == pytest.approx(list(false_discovery_control(p))) and found != pytest.approx(p)
 
 
 def test_predictions_of_a_baseline_that_was_made_again_are_not_its_own(hand):

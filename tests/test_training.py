@@ -209,8 +209,6 @@ def test_an_unknown_optimiser_is_refused():
     with pytest.raises(HatenbError, match='there is no optimiser'): TrainConfig(optimizer='adamv')
 
 
-# ---- trackers
-
 @pytest.mark.parametrize('options, what', [
     (dict(clip=0), 'at 0 nothing is learned'), (dict(clip=float('inf')), 'clip = inf'), (dict(lr=float('inf')), 'lr = inf')])
 def test_numbers_that_would_spoil_a_run_are_refused(options, what):
@@ -237,6 +235,8 @@ def test_the_graph_of_a_part_goes_when_its_gradients_are_there(parts, monkeypatc
     Trainer(*parts, config, balancer=balancers[rule](list(TWO))).fit()
     assert len(alive) > 2 and not any(alive)
 
+
+# ---- trackers
 
 def test_a_tensorboard_file_holds_the_losses_and_metrics(tmp_path, parts):
     accelerator = make_accelerator(['tensorboard'], tmp_path, cpu=True)

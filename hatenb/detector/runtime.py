@@ -846,8 +846,8 @@ def stream(self:Answerer,
     sentences:bool=False,# also by sentence
     words:bool=False,    # with the weights of all words
 ) -> Iterator[Detection]:
-    """The answers, in order, in constant memory. Raises `TypeError` with the index of what is no string,
-    and `HatenbError` if the model answers with what is no number."""
+    """The answers, in order, in constant memory. Raises `TypeError` for what is no list of posts, and
+    with the index of what is no string, and `HatenbError` if the model answers with what is no number."""
     texts = _strings(texts)
     while some := list(itertools.islice(texts, chunk)):
         answers = [self._detection(*each, words) for each in zip(some, self._found(some, batch_size))]
