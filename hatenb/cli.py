@@ -52,10 +52,18 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, ric
                   pretty_exceptions_enable=False,
                   help='Hate speech detected in several ways at once: train, merge, compare, detect.')
 
+def _say_version(wanted):
+    if not wanted: return
+    from hatenb import __version__
+    print(f'hatenb {__version__}')
+    raise typer.Exit
+
 @app.callback()
 def _before(
     modules:Annotated[Optional[list[str]], typer.Option('--import', metavar='MODULE',
         help='import a module of yours first, with what it registers (again for more)')]=None,
+    version:Annotated[bool, typer.Option('--version', callback=_say_version, is_eager=True,
+        help='say which version this is')]=False,
 ):
     _import_plugins(modules or [])
 
@@ -509,9 +517,11 @@ def _serve(
     port:Annotated[int, typer.Option(min=0, max=65535)]=8000,
     most:Annotated[int, typer.Option(min=1, help='characters of a post')]=20_480,
     many:Annotated[int, typer.Option(min=1, help='posts of a request')]=100,
-    per_minute:Annotated[int, typer.Option(min=1, help='posts a minute from one address')]=6000,
+    windows:Annotated[int, typer.Option(
+        min=1, help='windows in which the posts of a request are read: one each, long ones several')]=256,
+    per_minute:Annotated[int, typer.Option(min=1, help='windows a minute from one address')]=6000,
     at_once:Annotated[int, typer.Option(min=1, help='requests that are answered at a time')]=128,
-    waiting:Annotated[int, typer.Option(min=1, help='posts that may wait')]=1000,
+    waiting:Annotated[int, typer.Option(min=1, help='windows that may wait')]=1000,
     batching:Annotated[bool, typer.Option(help='one call of the detector for requests that come together')]=True,
     token_file:Annotated[Optional[Path], typer.Option(
         help='a file with the token that who asks has to bring (default: HATENB_TOKEN, if it is set)')]=None,
@@ -524,8 +534,8 @@ def _serve(
     token = read_token(token_file)
     detector = _open(model, onnx, operating_point)
     print(f'http://{host}:{port}', flush=True)
-    serve(detector, host, port, token=token, most=most, many=many, per_minute=per_minute, at_once=at_once,
-          waiting=waiting, together=8 if batching else 1)
+    serve(detector, host, port, token=token, most=most, many=many, windows=windows, per_minute=per_minute,
+          at_once=at_once, waiting=waiting, together=8 if batching else 1)
 
 # %% ../nbs/13_cli.ipynb #7271db34
 @app.command('score')

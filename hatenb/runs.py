@@ -607,7 +607,8 @@ def load_model(
     if not config.makes_model:
         raise HatenbError(f'{config.baseline or config.strategy} has no model to load', config.name,
                           'Load a run with an encoder.')
-    encoder = load_encoder(config.encoder, config.quantization, resolve_dtype(config.dtype, device), device)
+    dtype = config.dtype.replace('bfloat16', 'auto')     # the same, but no news for who opens what is finished
+    encoder = load_encoder(config.encoder, config.quantization, resolve_dtype(dtype, device), device)
     for name,folder in adapters.items(): encoder.load(folder, name)
     model = run_model(config, encoder, counted)
     try: model.heads.load_state_dict(heads)

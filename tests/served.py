@@ -13,6 +13,8 @@ class Stub:
 
     def __init__(self, seconds=0): self.seconds, self.calls = seconds, []
 
+    def count_windows(self, texts): return [1+len(t)//2000 for t in texts]
+
     def __call__(self, texts):
         self.calls.append(len(texts))
         time.sleep(self.seconds)

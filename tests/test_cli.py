@@ -19,6 +19,11 @@ def test_help_lists_the_commands():
     for command in ('demo', 'corpora', 'run', 'study', 'evaluate', 'report', 'detect', 'bundle', 'serve'): assert command in out.stdout
 
 
+def test_the_version_is_said():
+    import hatenb as package
+    assert hatenb('--version').stdout == f'hatenb {package.__version__}\n'
+
+
 def test_help_loads_nothing_that_takes_long():
     code = "import sys; from hatenb.cli import main; sys.argv = ['hatenb', '--help']; sys.exit = lambda *_: None\n" \
            "try: main()\nexcept SystemExit: pass\nprint('LOADED', *sys.modules)"

@@ -125,7 +125,9 @@ ODD = ['', '   \n', '\0', 'a\0b', '\ud83d', 'x \udc00 y', '😂'*300, 'مرحب�
 
 
 def test_any_string_is_answered(detector):
-    for text, a in zip(ODD, detector(ODD), strict=True):
+    answers = detector(ODD)
+    assert detector.count_windows(ODD) == [a['windows'] for a in answers]
+    for text, a in zip(ODD, answers, strict=True):
         assert a['text'] == text and a['windows'] >= 1
         assert abs(sum(a['label_prob'].values())-1) < 1e-5
         assert a['severity'] is None if a.get('empty') else np.isfinite(a['severity'])
@@ -190,6 +192,11 @@ def test_one_many_and_a_stream(detector):
 def test_order_and_company_do_not_matter(detector):
     texts = posts_of()+['', 'long '*200]
     assert_near([detector(t) for t in texts[-8:]], detector(texts, batch_size=5)[-8:], 2e-5)
+
+
+@pytest.mark.parametrize('how', [dict(batch_size=0), dict(batch_size=-1), dict(chunk=0)])
+def test_batches_of_nothing_are_refused(detector, how):
+    with pytest.raises(HatenbError, match=next(iter(how))): list(detector.stream(['a post'], **how))
 
 
 def test_ten_thousand_posts_in_constant_memory(detector):

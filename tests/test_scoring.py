@@ -161,6 +161,15 @@ def test_what_cannot_be_answered_is_said_before_anything_is(toy, tmp_path):
     assert {'label', 'our_label'} <= set(said(out)[0])
 
 
+def test_files_that_no_format_reads_are_told_of(toy, tmp_path):
+    posts = tmp_path/'posts'
+    posts.mkdir()
+    write_posts(posts/'a.txt', POSTS)
+    for name in ('.hidden.md', '_notes.md', *(f'{i}.md' for i in range(7))): (posts/name).touch()
+    with pytest.warns(UserWarning, match=r'left out.*: 0\.md, .*4\.md … in '): done = score_files([posts], tmp_path/'out', Scorer(toy))
+    assert done['files'] == 1
+
+
 def test_one_folder_holds_answers_of_one_detector_to_files_as_they_were(toy, tmp_path):
     out, file = tmp_path/'out', tmp_path/'a.txt'
     file.write_text('a fine day\n')

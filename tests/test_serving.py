@@ -157,6 +157,21 @@ def test_a_request_with_more_posts_than_a_minute_allows_is_answered_after_a_minu
     assert status() == 200
 
 
+def test_work_is_limited_by_windows_not_by_posts():
+    stub = Stub()
+    client = client_of(stub, windows=4, per_minute=20)
+    def said(*texts): return client.post('/detect', json=dict(texts=texts))
+    calls = len(stub.calls)
+    assert said('a'*5999).status_code == 200                       # three windows of the stub
+    refused = said('a'*5999, 'b'*5999)
+    assert refused.status_code == 413 and '2 posts are read in 6 windows, more than 4' in refused.json()['detail']
+    assert len(stub.calls) == calls+1                              # what is refused is not read
+    asked = dict(comment=dict(text='a'*8000), requestedAttributes=dict(TOXICITY={}))
+    error = client.post('/v1alpha1/comments:analyze', json=asked).json()['error']
+    assert error['code'] == 400 and error['details'][0]['errorType'] == 'COMMENT_TOO_LONG'
+    assert [said('a'*5999).status_code for _ in range(3)] == [200, 200, 429]    # 3+6+5 were taken of twenty, and 3+3 are
+
+
 # the token
 
 def test_the_token_is_asked_for_wherever_posts_are(monkeypatch, tmp_path):
@@ -187,7 +202,7 @@ def test_metrics_are_what_prometheus_reads():
     assert found['hatenb_request_seconds_count', '/detect', '200'] == 2
     assert found['hatenb_request_seconds_count', '/detect', '422'] == 1
     assert found['hatenb_request_seconds_count', 'none', '404'] == 1       # paths that strangers make up are one
-    assert found['hatenb_call_posts_sum', None, None] == 2 and found['hatenb_waiting_posts', None, None] == 0
+    assert found['hatenb_call_posts_sum', None, None] == 2 and found['hatenb_waiting_windows', None, None] == 0
 
 
 # the page

@@ -737,6 +737,20 @@ def _hear(self:Answerer, p:Pass, found:list[dict], posts:list[Words], batch_size
                 found[i][t.question] = mine | found[i].get(t.question, {})
     for i,at in zip(rows, places): found[i][''] = max(len(at), found[i].get('', 1))
 
+# %% ../../nbs/detector/01_runtime.ipynb #380f590a
+@patch
+def count_windows(self:Answerer,
+    texts:list[str],
+) -> list[int]: # as `windows` of their answers
+    "The windows that each post is read in; one where it says nothing"
+    read,counts = self._read(texts),[1]*len(texts)
+    for p in self.passes:
+        posts = read[p.pretokenizer]
+        rows = [i for i,w in enumerate(posts) if w.words]
+        for i,at in zip(rows, _by_post(_cut(p, [posts[i].words for i in rows])[0], len(rows))):
+            counts[i] = max(counts[i], len(at))
+    return counts
+
 # %% ../../nbs/detector/01_runtime.ipynb #2afbc3b7
 @patch
 def evidence(self:Answerer,
@@ -801,7 +815,10 @@ def _found(self:Answerer, texts:list[str], batch_size:int=64) -> list[dict]:
     return found
 
 # %% ../../nbs/detector/01_runtime.ipynb #4e2a745a
-_breaks = re.compile(r'''(?:(?<=[.!?…])|(?<=[.!?…]["'”’)\]]))\s+|[\r\n\u2028\u2029]+''')
+_titles = 'Mr Mrs Ms Dr Prof Sen Rep Gov Gen St vs e.g i.e'.split()     # of which a full stop is part
+_no_end = ''.join(rf'(?<!\b{re.escape(t)}\.)' for t in _titles) + r'(?<!\b[A-HJ-Z]\.)'  # nor initials, as in U.S.
+_ends = r"""(?:(?<=[.!?…])|(?<=[.!?…]["'”’)\]]))"""
+_breaks = re.compile(rf'{_ends}{_no_end}\s+|[\r\n\u2028\u2029]+')
 
 def sentence_spans(text:str) -> list[tuple[int,int]]:
     "Start and end of each sentence of a text"
@@ -847,7 +864,10 @@ def stream(self:Answerer,
     words:bool=False,    # with the weights of all words
 ) -> Iterator[Detection]:
     """The answers, in order, in constant memory. Raises `TypeError` for what is no list of posts, and
-    with the index of what is no string, and `HatenbError` if the model answers with what is no number."""
+    with the index of what is no string, and `HatenbError` for a batch or chunk of nothing, and if the model
+    answers with what is no number."""
+    for name,n in dict(batch_size=batch_size, chunk=chunk).items():
+        if n < 1: raise HatenbError(f'{name} is {n}', name, 'Take at least one.')
     texts = _strings(texts)
     while some := list(itertools.islice(texts, chunk)):
         answers = [self._detection(*each, words) for each in zip(some, self._found(some, batch_size))]

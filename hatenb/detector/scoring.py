@@ -9,7 +9,7 @@ __all__ = ['formats', 'engines', 'answer_types', 'Scorer', 'FilePart', 'PostFile
            'Tsv', 'JsonLines', 'Parquet', 'find_posts', 'plan_files', 'score_part', 'score_files']
 
 # %% ../../nbs/detector/07_scoring.ipynb #3df2c02f
-import contextlib, csv, functools, glob, itertools, json, logging
+import contextlib, csv, functools, glob, itertools, json, logging, warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -459,13 +459,19 @@ def _row_range(f, part, schema):
     return pa.Table.from_batches(found, schema)
 
 # %% ../../nbs/detector/07_scoring.ipynb #48d2894c
+def _known(folder, found):
+    "(name, file) of those that a format reads, hidden ones left out; others are told of"
+    endings = [e for f in formats.values() for e in f.endings]
+    seen = [(n, f) for n,f in found if not any(p.startswith(('.','_')) for p in n.parts)]
+    if other := sorted(n.as_posix() for n,f in seen if f.suffix.lower() not in endings):
+        warnings.warn(f'left out, by their endings: {", ".join(other[:5])}{" …" if other[5:] else ""} in {folder}')
+    return [(n.as_posix(), f) for n,f in seen if f.suffix.lower() in endings]
+
 def _below(place):
     "(name, file) of each file that a place stands for"
-    path,endings = Path(place).expanduser(),[e for f in formats.values() for e in f.endings]
+    path = Path(place).expanduser()
     if path.is_file(): return [(path.name, path)]
-    if path.is_dir():
-        found = ((f.relative_to(path), f) for f in path.rglob('*') if f.suffix.lower() in endings and f.is_file())
-        return [(n.as_posix(), f) for n,f in found if not any(p.startswith(('.','_')) for p in n.parts)]
+    if path.is_dir(): return _known(path, [(f.relative_to(path), f) for f in path.rglob('*') if f.is_file()])
     if not glob.has_magic(str(path)): raise HatenbError('there is no such file or folder', place, 'Check the path.')
     plain = list(itertools.takewhile(lambda p: not glob.has_magic(p), path.parts))
     found = map(Path, glob.glob(str(path), recursive=True))

@@ -51,24 +51,27 @@ class Batcher:
     "Hands posts to a detector, those of several requests in one call"
     def __init__(self,
         detector:Answerer,
-        together:int=8,       # posts from which on a call takes no further request; 1: a call a request
+        together:int=8,       # windows from which on a call takes no further request; 1: a call a request
         pause:float=.002,     # seconds that a call waits for more to come
-        most:int=1000,        # posts that may wait
+        most:int=1000,        # windows that may wait
         seen:Callable=lambda posts, seconds: None):   # is told of each call
         self.detector,self.together,self.pause,self.most,self.seen = detector,together,pause,most,seen
         self.line,self.waiting,self.pace,self.task = collections.deque(),0,.01,None
 
 # %% ../../nbs/detector/05_serving.ipynb #23632172
 @patch
-async def __call__(self:Batcher, texts:list[str]) -> list[Detection]:
-    "The answers to some texts; raises `Busy` if too many wait, and what the detector raises"
-    if self.waiting and self.waiting+len(texts) > self.most: raise Busy(math.ceil(self.waiting*self.pace))
-    self.waiting += len(texts)
+async def __call__(self:Batcher,
+    texts:list[str],
+    windows:int,      # in which they are read
+) -> list[Detection]:
+    "The answers to some texts; raises `Busy` if too much waits, and what the detector raises"
+    if self.waiting and self.waiting+windows > self.most: raise Busy(math.ceil(self.waiting*self.pace))
+    self.waiting += windows
     future = asyncio.get_running_loop().create_future()
-    self.line.append((texts, future))
+    self.line.append((texts, windows, future))
     if self.task is None: self.task = asyncio.create_task(self._work())
     try: return await future
-    finally: self.waiting -= len(texts)
+    finally: self.waiting -= windows
 
 @patch
 async def _work(self:Batcher):
@@ -77,7 +80,7 @@ async def _work(self:Batcher):
         while self.line:
             if self.together > 1: await asyncio.sleep(self.pause)
             some = [self.line.popleft()]
-            while self.line and sum(len(t) for t,_ in some) < self.together: some.append(self.line.popleft())
+            while self.line and sum(n for _,n,_ in some) < self.together: some.append(self.line.popleft())
             await self._answer(some)
     finally: self.task = None
 
@@ -85,18 +88,18 @@ async def _work(self:Batcher):
 @patch
 async def _answer(self:Batcher, some):
     "One call for some requests; after a failure one for each"
-    texts = [t for each,_ in some for t in each]
+    texts = [t for each,*_ in some for t in each]
     start = time.perf_counter()
     try: answers = iter(await asyncio.to_thread(self.detector, texts))
     except Exception as e:
         if len(some) > 1:
             for one in some: await self._answer([one])
-        elif not some[0][1].done(): some[0][1].set_exception(e)
+        elif not some[0][-1].done(): some[0][-1].set_exception(e)
         return
     seconds = time.perf_counter()-start
-    self.pace = .8*self.pace + .2*seconds/max(1, len(texts))
+    self.pace = .8*self.pace + .2*seconds/max(1, sum(n for _,n,_ in some))
     self.seen(len(texts), seconds)
-    for each,future in some:
+    for each,_,future in some:
         mine = list(itertools.islice(answers, len(each)))
         if not future.done(): future.set_result(mine)     # who asked may be gone
 
@@ -170,15 +173,15 @@ def check_token(self:Gate, request):
         raise _Refused(401, 'the token is wrong or missing: send Authorization: Bearer TOKEN')
 
 @patch
-def count(self:Gate, request, posts:int=1):
-    "Raise if these posts are too many for their address"
-    seconds = self.limit.wait(request.client.host if request.client else '', posts)
+def count(self:Gate, request, windows:int=1):
+    "Raise if this is too much for its address"
+    seconds = self.limit.wait(request.client.host if request.client else '', windows)
     if seconds: raise _Refused(429, f'too many posts at once: wait {seconds:.0f} s', math.ceil(seconds))
 
 @patch
-def count_more(self:Gate, request, posts:int):
-    "The same for the further posts of a request; beside its first, the limit has room for no more than all but one"
-    self.count(request, min(posts, self.limit.per_minute-1))
+def count_more(self:Gate, request, windows:int):
+    "The same for all but the first of a request; beside that, the limit has room for no more than all but one"
+    self.count(request, min(windows, self.limit.per_minute-1))
 
 # %% ../../nbs/detector/05_serving.ipynb #ac932ffa
 @patch
@@ -217,6 +220,7 @@ class Service:
     gate:Gate
     batcher:Batcher
     many:int              # posts of a request
+    windows:int           # in which they are read, together
     at_once:int           # requests that are answered at a time
     open:int=0            # those that are being answered
 
@@ -228,6 +232,17 @@ def _import_web():
         raise HatenbError('the packages of the server are missing', 'serve',
                           "Install them: pip install 'hatenb[serve]'.") from None
     return fastapi, responses, prometheus_client
+
+# %% ../../nbs/detector/05_serving.ipynb #338e6ed6
+@patch
+async def answer(self:Service, request, texts:list[str]) -> list[Detection]:
+    "The answers to the posts of a request; raises `_Refused` where they are too much, and as the batcher does"
+    if not texts: return []
+    windows = sum(await asyncio.to_thread(self.detector.count_windows, texts))
+    self.gate.count_more(request, windows-1)
+    if windows <= self.windows: return await self.batcher(texts, windows)
+    what = 'the post is' if len(texts) == 1 else f'the {len(texts):,} posts are'
+    raise _Refused(413, f'{what} read in {windows:,} windows, more than {self.windows:,}: cut, or ask several times')
 
 # %% ../../nbs/detector/05_serving.ipynb #c2db129f
 def _add_page(app, service):
@@ -247,8 +262,7 @@ def _add_detect(app, service):
     async def detect(request:fastapi.Request):
         given = await gate.read(request)
         texts = _texts_of(given, gate.most, service.many)
-        gate.count_more(request, len(texts)-1)
-        answers = await service.batcher(texts) if texts else []
+        answers = await service.answer(request, texts)
         if given.get('html'): answers = [{**a, 'html': a.to_html(bool(given.get('reveal')))} for a in answers]
         body = json_line(dict(answers=answers) if 'texts' in given else answers[0])
         return fastapi.Response(body, media_type='application/json')
@@ -256,12 +270,11 @@ def _add_detect(app, service):
 # %% ../../nbs/detector/05_serving.ipynb #7dc6ae00
 def _add_perspective(app, service):
     fastapi,_,_ = _import_web()
-    gate,served = service.gate,served_sources(service.detector(['hello'])[0])
+    served = served_sources(service.detector(['hello'])[0])
     @app.post('/v1alpha1/comments:analyze')
     async def analyze(request:fastapi.Request):
-        asked = read_request(await gate.read(request), served, gate.most)
-        gate.count_more(request, len(asked.texts)-1)
-        answers = await service.batcher(asked.texts)
+        asked = read_request(await service.gate.read(request), served, service.gate.most)
+        answers = await service.answer(request, asked.texts)
         return fastapi.Response(json_line(response(asked, answers, served)), media_type='application/json')
 
     @app.post('/v1alpha1/comments:suggestscore')
@@ -271,7 +284,8 @@ def _add_perspective(app, service):
     def document(request:fastapi.Request): return discovery(str(request.base_url))
 
 # %% ../../nbs/detector/05_serving.ipynb #314c4336
-_google_says = {401: (400, 'API key not valid. Please pass a valid API key.')}     # as Google's APIs answer a wrong key
+_google_says = {401: (400, 'API key not valid. Please pass a valid API key.'),
+                413: (400, 'Comment text too long.', 'COMMENT_TOO_LONG')}
 
 def _add_errors(app):
     fastapi,_,_ = _import_web()
@@ -281,11 +295,11 @@ def _add_errors(app):
     def _say(request, status, message, after=None):
         headers = {} if after is None else {'Retry-After': str(after)}
         if not request.url.path.startswith('/v1alpha1/'): return _json(dict(detail=message), status, headers)
-        status,message = _google_says.get(status, (status, message))
-        return _json(error_body(status, message), status, headers)
+        said = _google_says.get(status, (status, message))
+        return _json(error_body(*said), said[0], headers)
     heard = {
         _Refused: lambda request, e: _say(request, e.status, e.reason, e.after),
-        Busy: lambda request, e: _say(request, 503, 'too many posts are waiting: come again', e.args[0]),
+        Busy: lambda request, e: _say(request, 503, 'too much is waiting: come again', e.args[0]),
         HatenbError: lambda request, e: _say(request, 500, e.what),
         PerspectiveError: lambda request, e: _json(e.body, e.code),
         HTTPException: lambda request, e: _say(request, e.status_code, e.detail),
@@ -301,7 +315,7 @@ def _add_metrics(app, service, say):
     sizes = tuple(2**i for i in range(11))
     posts = prometheus.Histogram('hatenb_call_posts', 'Posts of a detector call', buckets=sizes, registry=registry)
     spent = prometheus.Counter('hatenb_call_seconds', 'Time in the detector', registry=registry)
-    waiting = prometheus.Gauge('hatenb_waiting_posts', 'Posts that wait, or are being read', registry=registry)
+    waiting = prometheus.Gauge('hatenb_waiting_windows', 'Windows that wait, or are being read', registry=registry)
     waiting.set_function(lambda: service.batcher.waiting)
     def _seen(n, time):
         posts.observe(n)
@@ -328,10 +342,11 @@ def make_app(
     detector:Answerer,
     most:int=20_480,       # characters of a post
     many:int=100,          # posts of a request
-    per_minute:int=6000,   # posts from one address
+    windows:int=256,       # in which the posts of a request are read: one each, long ones several
+    per_minute:int=6000,   # windows from one address
     at_once:int=128,       # requests that are answered at a time
-    waiting:int=1000,      # posts that may wait
-    together:int=8,        # posts that go through the detector in one call; 1: each request by itself
+    waiting:int=1000,      # windows that may wait
+    together:int=8,        # windows that go through the detector in one call; 1: each request by itself
     pause:float=.002,      # seconds that a call waits for more to come
     token:str='',          # who asks has to bring it; empty: everybody may
     hosts:tuple[str,...]=('127.0.0.1','localhost','[::1]'), # names that it answers to
@@ -341,7 +356,7 @@ def make_app(
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gate = Gate(token, RateLimit(per_minute), most)
-    service = Service(detector, gate, Batcher(detector, together, pause, waiting), many, at_once)
+    service = Service(detector, gate, Batcher(detector, together, pause, waiting), many, windows, at_once)
     _add_metrics(app, service, _add_errors(app))
     for add in (_add_page, _add_detect, _add_perspective): add(app, service)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
