@@ -27,7 +27,7 @@ def client_of(detector=None, **how):
 BODIES = [(b'', 400), (b'\xff', 400), (b'[1]', 422), (b'{}', 422), (b'{"text": null}', 422),
           (b'{"text": "a", "texts": ["b"]}', 422), (b'{"texts": "a"}', 422), (b'{"texts": ["a", 1]}', 422),
           (b'{"texts": ["a", "broken"]}', 500), (b'{"texts": ["'+b'a'*101+b'"]}', 413), (b'{"texts": []}', 200),
-          (b'{"text": "'+b'a'*101+b'"}', 413), (b'x'*5000, 413), (b'['*2000, 400), (b'{"text": "broken"}', 500),
+          (b'{"text": "'+b'a'*101+b'"}', 413), (b'x'*101_201, 413), (b'['*2000, 400), (b'{"text": "broken"}', 500),
           *((json.dumps(dict(text=t)).encode(), 200) for t in ('\ud83d\0', '', '😂'*100))]
 
 
@@ -155,6 +155,11 @@ def test_a_request_with_more_posts_than_a_minute_allows_is_answered_after_a_minu
     assert (status(), status()) == (200, 429)
     now[0] = 60.
     assert status() == 200
+
+
+def test_many_short_posts_are_no_longer_than_one_may_be():
+    posts = dict(texts=['a'*900]*50)
+    assert [client_of(most=1000, many=n).post('/detect', json=posts).status_code for n in (49, 50)] == [413, 200]
 
 
 def test_work_is_limited_by_windows_not_by_posts():

@@ -161,6 +161,7 @@ class Gate:
     token:str                 # empty: everybody may ask
     limit:RateLimit
     most:int                  # characters of a post
+    many:int=1                # posts of a request
 
 # %% ../../nbs/detector/05_serving.ipynb #e509510c
 @patch
@@ -189,7 +190,8 @@ async def read(self:Gate, request, seconds:float=10.):
     "The JSON of a request that may ask, in that time; raises `_Refused`"
     self.check_token(request)
     self.count(request)
-    body,most = b'',12*self.most+1000     # a character is at most 12 bytes of JSON
+    # a character is at most 12 bytes of JSON; of many posts, most are short
+    body,most = b'',12*self.most+1000*self.many
     try:
         async with asyncio.timeout(seconds):
             async for piece in request.stream():
@@ -219,8 +221,7 @@ class Service:
     detector:Answerer
     gate:Gate
     batcher:Batcher
-    many:int              # posts of a request
-    windows:int           # in which they are read, together
+    windows:int           # in which the posts of a request are read
     at_once:int           # requests that are answered at a time
     open:int=0            # those that are being answered
 
@@ -261,7 +262,7 @@ def _add_detect(app, service):
     @app.post('/detect')
     async def detect(request:fastapi.Request):
         given = await gate.read(request)
-        texts = _texts_of(given, gate.most, service.many)
+        texts = _texts_of(given, gate.most, gate.many)
         answers = await service.answer(request, texts)
         if given.get('html'): answers = [{**a, 'html': a.to_html(bool(given.get('reveal')))} for a in answers]
         body = json_line(dict(answers=answers) if 'texts' in given else answers[0])
@@ -355,8 +356,8 @@ def make_app(
     fastapi,_,_ = _import_web()
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    gate = Gate(token, RateLimit(per_minute), most)
-    service = Service(detector, gate, Batcher(detector, together, pause, waiting), many, windows, at_once)
+    gate = Gate(token, RateLimit(per_minute), most, many)
+    service = Service(detector, gate, Batcher(detector, together, pause, waiting), windows, at_once)
     _add_metrics(app, service, _add_errors(app))
     for add in (_add_page, _add_detect, _add_perspective): add(app, service)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
