@@ -34,7 +34,8 @@ def short_signature(
 
 # %% ../nbs/12c_documenting.ipynb #754daf91
 def first_line(obj) -> str:
-    "The first paragraph of a docstring"
+    "The first paragraph of a docstring; of a plain value none: it would be that of its type"
+    if isinstance(obj, (str,dict,list,tuple)): return ''
     return ' '.join((inspect.getdoc(obj) or '').split('\n\n')[0].split())
 
 @functools.cache

@@ -7,10 +7,10 @@ Docs: https://hatenb.github.io/hatenb/pages.html.md"""
 # %% auto #0
 __all__ = ['with_config', 'the_one', 'by_seed', 'over_seeds', 'mean_value', 'main_value', 'posts_seen', 'mean_score',
            'main_label', 'main_metric_of', 'in_digits', 'signed', 'with_interval', 'percent', 'gap', 'in_words',
-           'listed', 'sentence', 'verdicts', 'largest_gains', 'study_rows', 'study_pairs', 'answer_sentence',
+           'listed', 'sentence', 'verdicts', 'gains_and_losses', 'study_rows', 'study_pairs', 'answer_sentence',
            'scorecard', 'table_html', 'scores_html', 'folded', 'all_metrics', 'differences_html', 'throughput',
-           'costs_html', 'draws_html', 'row_styles', 'draw_interval', 'scores_figure', 'differences_figure', 'pairs_of',
-           'communities_figure', 'by_block']
+           'relative_gain', 'costs_html', 'draws_html', 'row_styles', 'draw_interval', 'scores_figure',
+           'differences_figure', 'pairs_of', 'communities_figure', 'by_block']
 
 # %% ../nbs/12b_pages.ipynb #6e82a9bc
 import html, textwrap
@@ -26,7 +26,8 @@ from .comparisons import comparisons_table
 from .composing import strategies
 from .core import HatenbError, read_json
 from .corpora import corpora
-from .evaluation import metric_of, planned_family
+from .corpora.pools import declared_pools
+from .evaluation import mean_relative_gain, metric_of, planned_family
 from .reports import results_html, run_names, strategy_label, strategy_style, train_part_note
 from .runs import decided_values
 from .studies import read_study, results_folder, study_records, study_split, validation_score
@@ -129,7 +130,7 @@ def with_interval(v:dict|None) -> str:
 # %% ../nbs/12b_pages.ipynb #587e11c3
 def percent(x:float) -> str:
     "A share: 67 %"
-    return f'{100*x:.0f} %'
+    return f'{100*x:.0f} %'.replace('-', '−')
 
 def gap(x:float) -> str:
     "A difference in a sentence: .014 lower"
@@ -155,15 +156,22 @@ def sentence(text:str) -> str:
 
 def _verdict(of):
     "On which tasks a row is better, and worse, than its base; whether it is equivalent on all"
-    told = {t.rpartition('/')[2]: d['difference'] for t,d in of.items() if d['corrected'] < .05}
+    told = {t: d['difference'] for t,d in of.items() if d['corrected'] < .05}
     same = not told and all(d.get('equivalence_corrected', 1) < .05 for d in of.values())
     return tuple(t for t,x in told.items() if x > 0),tuple(t for t,x in told.items() if x < 0),same
 
-def _verdict_words(better, worse, same, base):
+def _on(t, rows):
+    "A task, with the differences of some rows on it: label (−.021, −.015); of many, the least and the most"
+    found = [of[t]['difference'] for of in rows]
+    few = ', '.join(map(signed, found)) if len(found) <= 4 else f'{signed(min(found))} to {signed(max(found))}'
+    return f'{t.rpartition("/")[2]} ({few})'
+
+def _verdict_words(better, worse, same, base, rows):
     if same: return f'equivalent to {base} within one point on every task'
     if not better and not worse: return f'not significantly different from {base} on any task'
     told = [(word, ts) for word,ts in (('better', better), ('worse', worse)) if ts]
-    said = [f'{word}{"" if i else f" than {base}"} on {listed(ts)}' for i,(word,ts) in enumerate(told)]
+    said = [f'{word}{"" if i else f" than {base}"} on {listed([_on(t, rows) for t in ts])}'
+            for i,(word,ts) in enumerate(told)]
     return f'significantly {" and ".join(said)}'
 
 def verdicts(
@@ -176,27 +184,27 @@ def verdicts(
     for name,of in pairs.items(): groups.setdefault(_verdict(of), []).append(name)
     for verdict,names in groups.items():
         said = listed(names) + (f' {noun}' if noun and noun[:-1] not in names[-1] else '')
-        found = _verdict_words(*verdict, 'them' if parts else base)
+        again = 'them' if base.endswith('s') else 'it'
+        found = _verdict_words(*verdict, again if parts else base, [pairs[n] for n in names])
         parts.append(f'{said} {"is" if said == names[0] else "are"} {found}')
     return '; '.join(parts)
 
 # %% ../nbs/12b_pages.ipynb #2c94ea19
-def largest_gains(
+def gains_and_losses(
     pairs:dict[str,dict[str,dict]], # what a row is called → task → difference, corrected
     base:str,                       # what they are compared with
 ) -> str:
-    "Which rows gain most over their base, where that is significant, as a sentence without its full stop"
-    gains = {}
-    for n,of in pairs.items():
-        for t,d in of.items():
-            of_task = gains.setdefault(t.rpartition('/')[2], [])
-            if d['corrected'] < .05 and d['difference'] > 0: of_task.append((d['difference'], n))
-    said = [f'{max(found)[1]} on {t} ({signed(max(found)[0])})' for t,found in gains.items() if found]
-    if not said: return f'nothing is significantly better than {base} on any task'
-    none = [t for t,found in gains.items() if not found]
-    are = 'gain is' if len(said) == 1 else 'gains are'
-    return (f'compared with {base}, the largest significant {are} {listed(said)}'
-            + (f'; none on {listed(none)}' if none else ''))
+    "Which rows are better and worse than their base, where that is significant, as a sentence without its full stop"
+    def _some(sign):
+        told = {}
+        for n,of in pairs.items():
+            for t,d in of.items():
+                if d['corrected'] < .05 and sign*d['difference'] > 0: told.setdefault(t, []).append(n)
+        def _who(names): return said if len(said := listed(names)) <= 60 else f'{len(names)} of {len(pairs)}'
+        return [f'{_who(names)} on {_on(t, [pairs[n] for n in names])}' for t,names in told.items()]
+    said = [f'{word}: {", ".join(found)}' for word,sign in (('better', 1), ('worse', -1)) if (found := _some(sign))]
+    if not said: return f'nothing differs significantly from {base}'
+    return f'compared with {base}, significantly {"; ".join(said)}'
 
 # %% ../nbs/12b_pages.ipynb #9586f5cb
 def study_rows(
@@ -225,28 +233,39 @@ def answer_sentence(
     study:str,        # with a comparison to single-task adapters
     tasks:list[str],
 ) -> str:
-    "The answer in bold Markdown, and on which posts and how many seeds it stands"
-    published,one = read_study(study),strategy_label('shared')
-    pairs = study_pairs(study, tasks)['single-task adapters']
+    "The answer in bold Markdown; then how single-task adapters compare, and on which posts and seeds that stands"
+    published,one,apart = read_study(study),strategy_label('shared'),'single-task adapters'
+    pairs = study_pairs(study, tasks)
     main = {strategy_label(s) for s in strategies}              # not what is there for reference
-    named = {f'one {n}' if n == one else n: of for n,of in pairs.items() if n in main}
+    def _told(base, name):
+        named = {f'one {n}' if n == one else n: of for n,of in pairs[base].items() if n in main}
+        return sentence(verdicts(named, name, 'adapters'))
+    tests = [d for of in pairs.values() for row in of.values() for d in row.values()]
+    told = sum(d['corrected'] < .05 for d in tests)
+    same = sum(d['equivalence_corrected'] < .05 for d in tests)
     made,planned = len(study_rows(study)[one]),[*published['titles'].values()].count(one)
-    return (f'**{sentence(verdicts(named, "single-task adapters", "adapters"))}** On {study_split(published)} posts, '
-            f'{made} of {planned} seeds.')
+    return (f'**{_told(one, f"one {one}")}** {_told(apart, apart)} On {study_split(published)} posts, '
+            f'{made} of {planned} seeds made; of {len(tests)} differences {told} are significant after correction, '
+            f'{same or "none"} shown to be within one point, the others open.')
 
 # %% ../nbs/12b_pages.ipynb #e4cd4f1d
+def _percent_with_interval(v): return f'{100*v["value"]:.0f} ± {50*(v["high"]-v["low"]):.0f} %'
+
 def scorecard(
     record:dict, # of the detector's run
 ) -> dict[str,str]: # what → value
     "What is known of a detector, a line each: main metrics on test posts, HateCheck if it was asked, speed, size"
-    def _name(t): return f'{corpora[t.rpartition("/")[0]].title}: {main_label(t)}'
+    def _name(t):
+        corpus,_,question = t.rpartition('/')
+        part = declared_pools.get(corpus, {}).get(question)       # of a pool, the corpora that answer this question
+        return f'{", ".join(corpora[c].title for c in (part.origins if part else [corpus]))}: {main_label(t)}'
     out = {_name(t): with_interval(main_value([record], t)) for t in record['metrics']['test']}
     for f in sorted((results_folder()/'functional').glob('*.json')):
         asked = read_json(f)
         if record['name'] not in (asked['id'], asked.get('name')): continue
         passed = asked['functional']['toxic']
-        out |= {f'HateCheck, {w} cases: passed': percent(passed[k]['value'])
-                for k,w in (('hateful', 'hateful'), ('other', 'other'))}
+        out |= {f'HateCheck, {passed[k]["n"]} {k} cases: passed': _percent_with_interval(passed[k])
+                for k in ('hateful', 'other')}
     speed = read_json(results_folder()/'benchmarks'/'detecting.json')
     paces = {k: f'detector{k}' for k in ('', ', ONNX Runtime, int8', ', OpenVINO, float32')}
     for words,key in paces.items():
@@ -326,9 +345,16 @@ def folded(
     "HTML that is shown when its summary is clicked"
     return f'<details><summary>{html.escape(summary)}</summary>{body}</details>'
 
-def all_metrics(records:list[dict], caption:str='', split:str='test') -> str:
+def all_metrics(
+    rows:dict[str,list[dict]]|list[dict], # what a row is called → its records; or records, by `run_names`
+    caption:str='',
+    split:str='test',
+) -> str:
     "The table with the metrics of all kinds, folded"
-    return folded(results_html(records, split, caption=caption))
+    named = rows if isinstance(rows, dict) else {}
+    titles = {r['id']: n for n,rs in named.items() for r in rs}
+    records = [r for rs in named.values() for r in rs] or rows
+    return folded(results_html(records, split, caption=caption, titles=titles))
 
 # %% ../nbs/12b_pages.ipynb #e1b50fa9
 def differences_html(
@@ -342,8 +368,8 @@ def differences_html(
         text = _bold(signed(d['difference']), d['corrected'] < .05) + ' ='*(d['equivalence_corrected'] < .05)
         return f'{text}<br><small>{signed(d["low"])} to {signed(d["high"])}</small>'
     cells = {n: [_cell(of.get(t)) for t in tasks] for n,of in pairs.items()}
-    said = ('Below, the 95 % interval. Bold: significant (p &lt; .05); =: equivalent within one point (p &lt; .05); '
-            'both corrected for all comparisons.')
+    said = ('Below, the 95 % interval, not corrected. Bold: significant (p &lt; .05); =: equivalent within one point '
+            '(p &lt; .05); both corrected for all comparisons.')
     return table_html(cells, [main_label(t) for t in tasks], caption, said=said)
 
 # %% ../nbs/12b_pages.ipynb #43304412
@@ -354,17 +380,32 @@ def throughput(
     return float(np.mean([1/sum(1/r['cost']['predict_posts_per_second'] for r in rs)
                           for rs in by_seed(records).values()]))
 
+def relative_gain(
+    records:list[dict],    # of one row
+    references:list[dict], # of single-task runs
+    split:str='test',
+) -> dict: # as `over_seeds` says
+    "Δm over single-task runs of the same seeds, in per cent: the mean relative change of the tasks' main metrics"
+    def _found(rs): return {t: v for r in rs for t,v in decided_values(r, split).items()}
+    mine,theirs = by_seed(records),by_seed(references)
+    gains = [mean_relative_gain(_found(rs), _found(theirs[s]))['mean'] for s,rs in mine.items() if s in theirs]
+    return over_seeds([dict(value=100*g) for g in gains])
+
 def costs_html(
     rows:dict[str,list[dict]], # what a row is called → its records, of trained runs
     caption:str='What it costs',
+    gains:dict[str,dict]={},   # what a row is called → its `relative_gain`
 ) -> str:
-    "Passes of the encoder a post, megabytes of adapters, millions of trained parameters and posts a second"
+    "Passes of the encoder a post, megabytes of adapters, millions of trained parameters and posts a second; Δm beside"
     def _mean(rs, of): return np.mean([sum(map(of, x)) for x in by_seed(rs).values()])
     def _cells(rs):
         stored,trained = (_mean(rs, lambda r: r['cost'][k])/1e6 for k in ('adapter_bytes', 'trainable_parameters'))
         return [f'{_mean(rs, lambda r: 1):.0f}', f'{stored:.1f}', f'{trained:.2f}', f'{throughput(rs):.0f}']
-    columns = ['passes a post', 'adapters, MB', 'trained parameters, M', 'posts/s']
-    return table_html({n: _cells(rs) for n,rs in rows.items()}, columns, caption)
+    def _gain(v): return signed(v['value'], 1) + (f' ± {v["high"]-v["value"]:.1f}' if v.get('seeds', 1) > 1 else '')
+    columns = ['passes a post', 'adapters, MB', 'trained parameters, M', 'posts/s', *['Δm, %']*bool(gains)]
+    said = 'Δm: mean relative change of the main metrics over single-task adapters of the same seeds.' if gains else ''
+    cells = {n: [*_cells(rs), *([_gain(gains[n])] if gains else [])] for n,rs in rows.items()}
+    return table_html(cells, columns, caption, said=said)
 
 def draws_html(
     draws:dict[str,list[dict]], # what was searched → the records of all draws

@@ -77,7 +77,7 @@ def _strategy_words(strategy, o):
     if strategy == 'fuse': how = [o.get('variant', 'static')]
     more = ['coefficients searched'] if o.get('coefficients') == 'search' else []
     rank = [f'rank {o["rank"]}'] if o.get('rank') else []
-    learned = {'heads': ['heads trained'], 'all': ['trained on']}
+    learned = {'heads': ['heads trained'], 'all': ['trained further']}
     if strategy == 'parallel': learned['nothing'] = ['as trained']
     return [*how, *more, *rank, *learned.get(o.get('learn'), [])]
 
@@ -109,7 +109,8 @@ def _settings(config):
     return {p: v for p,v in flat_settings(RunConfig.from_dict(config).differences).items() if p[0] not in _unsaid}
 
 _read_as = {'balancing': 'loss weighting', 'lr': 'learning rate', 'head_lr': "heads' learning rate",
-            'balance': 'weight of rare classes', 'augment': 'changed copies', 'epsilon': 'ε', 'r': 'rank'}
+            'balance': 'weight of rare classes', 'augment': 'changed copies', 'epsilon': 'ε', 'r': 'rank',
+            'head_warmup': 'steps of heads alone', 'normalise_steps': 'normalised over steps'}
 
 def _setting_value(path, value):
     "A registered name is shown by its label"
@@ -418,6 +419,8 @@ def strategy_style(record:dict) -> dict: # color, marker
     """The colour and mark of a record's strategy, the same in all plots; raises `HatenbError` for a strategy that
     nobody registered"""
     strategy = 'published' if 'published' in record else strategy_of(record['config'])
+    # adapters side by side are drawn as what they are, though they say what single-task adapters say
+    if strategy == 'single' and record['config']['strategy'] == 'parallel': strategy = 'parallel'
     if strategy == 'shared' and (adapter := record['config']['adapter']) in strategy_styles: strategy = adapter
     return strategy_styles.get(strategy, dict(color='#444444', marker='h'))
 

@@ -1,5 +1,5 @@
 "The package as others get it: its public names, its wheel away from the repository, its metadata"
-import ast, importlib, json, os, subprocess, sys, tomllib, zipfile
+import ast, importlib, json, os, re, subprocess, sys, tomllib, zipfile
 from pathlib import Path
 
 import pytest, yaml
@@ -74,6 +74,18 @@ def test_what_is_exported_is_soon_used():
             elif uses(lines): stretch = 0
             if stretch > 200: far[n] = stretch
     assert not far, far
+
+
+def test_no_section_is_called_as_what_its_page_documents():
+    "Both would answer to one anchor, and stand twice in the search"
+    twins = {}
+    for p in sorted((root/'nbs').rglob('*.ipynb')):
+        cells = [(c['cell_type'], ''.join(c['source'])) for c in json.loads(p.read_text(encoding='utf-8'))['cells']]
+        exported = '\n'.join(s for kind, s in cells if kind == 'code' and re.search(r'^#\| *export', s, re.M))
+        names = {n.lower() for n in re.findall(r'^(?:async )?(?:def |class )?(\w+)(?=[(:]| *=)', exported, re.M)}
+        heads = [h for kind, s in cells if kind == 'markdown' for h in re.findall(r'^##+ (\w+)$', s, re.M)]
+        if same := [h for h in heads if h.lower() in names]: twins[p.name] = same
+    assert not twins, twins
 
 
 def test_benchmarks_ask_for_names_that_are_there():
