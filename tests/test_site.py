@@ -480,11 +480,12 @@ return [...document.querySelectorAll('main img[data-inches]')].map(i => [i.datas
 """
 
 
-@pytest.mark.parametrize('width,pages', [(360, [*notebooks]), (1280, read_first)])
-def test_nothing_is_wider_than_the_page_and_text_in_plots_can_be_read(opened, width, pages):
+# colours change no width: each width is looked at in one of the two
+@pytest.mark.parametrize('width,pages,dark', [(360, [*notebooks], True), (1280, read_first, False)])
+def test_nothing_is_wider_than_the_page_and_text_in_plots_can_be_read(opened, width, pages, dark):
     wide, small = {}, {}
     for n in pages:
-        look = opened(n, width)
+        look = opened(n, width, dark)
         assert look("return [...document.querySelectorAll('main img')].every(i => i.src.startsWith('http') || i.naturalWidth > 0)"), n
         if out := look(sticking_out): wide[n] = out
         if tiny := [(px, alt) for px, alt in look(small_text) if px < 9]: small[n] = tiny
