@@ -194,6 +194,17 @@ def test_pool_of_corpora_that_do_not_fit(make):
     assert 'p' not in C.corpora
 
 
+def test_marks_and_words_of_a_post_are_of_one_making(make):
+    "Whichever question comes first; corpora that only one of them asks, or words made alike anyway, are no harm"
+    attribute, rationale = dict(corpora=['toxic_spans'], pretokenizer='hatexplain'), dict(corpora=['toxic_spans'])
+    for said in (dict(attribute=attribute, rationale=rationale), dict(rationale=rationale, attribute=attribute)):
+        with pytest.raises(HatenbError, match='pre-tokenizer of attribute gives toxic_spans others .in pool p'):
+            RunConfig(('p/rationale',), pools=dict(p=said))
+        assert 'p' not in declared_pools and 'p' not in C.corpora      # so that it can be put right
+    C.declare_pool('p', dict(attribute=attribute, rationale=dict(corpora=['mini'])))
+    C.declare_pool('q', dict(attribute=attribute | dict(pretokenizer='plain'), rationale=rationale))
+
+
 def test_pool_of_targets_and_classes_over_real_corpora(corpora_folder, make, monkeypatch):
     monkeypatch.setenv('HATENB_DATA', str(corpora_folder))
     C.make_pool('real', 'toxic', ['hatemoji','edos'])

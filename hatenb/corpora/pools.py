@@ -200,6 +200,16 @@ def pool_duplicates(name:str) -> dict[str,int]:
     return _dropped[name]
 
 # %% ../../nbs/corpora/29_pools.ipynb #de2ab66c
+def _check_words(parts, place):
+    "Raise where a post would have the words of one question and the marks of another"
+    for name,marked in parts.items():
+        if not any(source_question(c, name).kind == 'tokens' for c in marked.corpora): continue
+        for question,part in parts.items():
+            others = [c for c in marked.corpora if c in part.origins and corpora[c].pretokenizer != part.pretokenizer]
+            if not part.pretokenizer or not others: continue
+            raise HatenbError('marks belong to the words that annotators saw, and the pre-tokenizer of '
+                              f'{question} gives {others[0]} others', place, f'Leave out that of {question}.')
+
 def make_pool(
     name:str,                 # of the pool, e.g. `pool`
     question:str,             # e.g. `toxic`, `target`
@@ -216,10 +226,8 @@ def make_pool(
         raise HatenbError(f'{name}/{question} is something else already', 'pools', 'Give the pool another name.')
     if bad := [c for c in part.origins if not corpora[c].trains]:
         raise HatenbError(f'the corpus {bad[0]} is there to test with', f'pool {name}', 'Leave it out.')
-    if pretokenizer and source_question(part.corpora[0], question).kind == 'tokens':
-        what = 'marks belong to the words that annotators saw'
-        raise HatenbError(what, f'pool {name}', 'Leave out the pre-tokenizer.')
     _pooled_question(question, part)
+    _check_words(known | {question: part}, f'pool {name}')
     declared_pools[name] = known | {question: part}
     _dropped.pop(name, None)
     return _register(name)
@@ -258,6 +266,11 @@ def declare_pool(name:str, declaration:dict[str,dict]):
     if set(declared_pools.get(name, declaration)) != set(declaration):
         raise HatenbError(f'the pool has other questions already: {", ".join(declared_pools[name])}', f'pool {name}',
                           'Declare the same ones wherever it is named, or give the pool another name.')
-    for question,part in declaration.items():
-        _check_declaration(part, f'pool {name}, {question}')
-        make_pool(name, question, part['corpora'], **{k: v for k,v in part.items() if k != 'corpora'})
+    before = name in declared_pools
+    try:
+        for question,part in declaration.items():
+            _check_declaration(part, f'pool {name}, {question}')
+            make_pool(name, question, part['corpora'], **{k: v for k,v in part.items() if k != 'corpora'})
+    except HatenbError:              # half a pool would stand in the way of the declaration that is put right
+        if not before and declared_pools.pop(name, None): corpora.pop(name)
+        raise
