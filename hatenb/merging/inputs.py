@@ -226,7 +226,8 @@ def null_space_coefficients(encoder, sources, batches, merge=None,
             mask,notes = batch['attention_mask'].bool(),[]
             with torch.enable_grad(), updates_added(encoder, {k: m.adder(i, mask, notes) for k,m in mixtures.items()}):
                 encoder(**batch)
-            if notes and notes[0].requires_grad: (torch.stack(notes).mean()/len(sources)).backward()
+            depends = any(n.requires_grad for n in notes)       # what the lowest layer gets depends on no coefficient
+            if depends: (torch.stack(notes).mean()/len(sources)).backward()
         optimiser.step()
     return {k: m.coefficients.tolist() for k,m in mixtures.items()}
 
