@@ -809,6 +809,8 @@ def test_joined_query_key_value(tiny):
     (['a', 'b'], dict(coefficients=[1., -1.]), 'add up to zero'),
     (['a', 'b'], dict(rule='task_arithmetic', coefficients=[0., 0.]), 'add up to zero'),
     (['a', 'b'], dict(rule='regmean'), 'needs posts of the source a'), (['a', 'b'], dict(rule='iso_cts', common=2), 'common is 2'),
+    (['a', 'b'], dict(rule='nsc', collecting=dict(step=1)), "no option 'step' .*It has: steps, lr"),
+    (['a', 'b'], dict(rule='ties', collecting=dict(steps=1)), "no option 'steps' .*It has: none"),
     (['a', 'b'], dict(rank=0), 'rank is 0'), (['a', 'b'], dict(rank=2.5), 'rank is 2.5'), (['a', 'b'], dict(into='b'), "'b' already"),
 ])
 def test_what_is_refused(tiny, names, options, why):
