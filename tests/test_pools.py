@@ -190,6 +190,9 @@ def test_pool_of_corpora_that_do_not_fit(make):
     with pytest.raises(HatenbError, match='other answers'): C.make_pool('p', 'class', ['davidson','implicit_hate'])
     with pytest.raises(HatenbError, match='marks belong'):
         C.make_pool('p', 'rationale', ['mini','toxic_spans'], pretokenizer='plain')
+    for more,what in ((dict(outputs=['fine','nasty']), 'toxic has the outputs normal, toxic'),
+                      (dict(normal=['mini']), 'normal posts of mini would be asked')):
+        with pytest.raises(HatenbError, match=what): C.make_pool('p', 'toxic', ['davidson'], **more)
     with pytest.raises(HatenbError, match='something else already'): C.make_pool('one', 'toxic', ['one'])
     assert 'p' not in C.corpora
 

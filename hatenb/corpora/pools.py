@@ -93,11 +93,19 @@ def _details(q, outputs):
     kept = 'negative','groups','marks','agreed','answered'
     return {k: groups if k == 'groups' else v for k,v in q.details.items() if k in kept}
 
+def _pooled_toxic(part):
+    "The question whether a post is toxic. Raises `HatenbError` for other outputs, and posts that are normal alone"
+    if part.outputs not in ((), toxic_question.outputs):
+        raise HatenbError(f'toxic has the outputs {", ".join(toxic_question.outputs)}', 'pools', 'Leave out `outputs`.')
+    if part.normal:
+        raise HatenbError(f'normal posts of {part.normal[0]} would be asked whether they are toxic', 'pools',
+                          'Leave out `normal`: a corpus among `corpora` gives its normal and its toxic posts.')
+    return Question('toxic', 'multiclass', toxic_question.outputs, asked='toxic_asked', details=toxic_question.details)
+
 def _pooled_question(name, part):
     "The question of a pool. Raises `HatenbError` if its corpora do not fit together"
     asked = [source_question(c, name) for c in part.corpora]
-    if name == 'toxic': return Question('toxic', 'multiclass', toxic_question.outputs, asked='toxic_asked',
-                                        details=toxic_question.details)
+    if name == 'toxic': return _pooled_toxic(part)
     first = asked[0]
     outputs = part.outputs or first.outputs
     q = Question(name, first.kind, outputs, first.column, asked=f'{name}_asked', details=_details(first, outputs))
