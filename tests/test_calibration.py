@@ -78,6 +78,18 @@ def test_no_temperature_near_the_fitted_one_is_better(seed):
             assert best <= nll(apply_temperature(t, {task: other}), task) + 1e-9
 
 
+def test_tasks_of_one_name_are_fitted_on_their_posts_together():
+    "As if their posts were those of one corpus"
+    parts = made_up(300, 0.4, 2.0, seed=1), made_up(500, 2.5, 0.6, seed=2)
+    apart = pd.concat([parts[0], parts[1].assign(corpus='hatexplain')], ignore_index=True)
+    whole = pd.concat(parts, ignore_index=True).assign(id=[str(i) for i in range(800)])
+    names = {f'{c}/{q}': q for c in ('mini', 'hatexplain') for q in ('label', 'target')}
+    assert set(decisions(apart)['temperatures']) == set(names)
+    found, known = decisions(apart, names), decisions(whole)
+    for what in ('temperatures', 'thresholds'):
+        assert found[what] == known[what] and set(found[what]) == {'label', 'target'}
+
+
 def test_what_is_decided_stays():
     rng = np.random.default_rng(0)
     p = rng.dirichlet([0.3] * 3, 2000).astype(np.float32)

@@ -15,11 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 
 from hatenb.core import HatenbError
-from hatenb.corpora import load_corpus
+from hatenb.corpora import load_corpus, make_pool
 from hatenb.corpora.hatexplain import LABELS, TARGETS
 from hatenb.detector import Detection, Detector, Runtime, json_line
 from hatenb.detector.bundle import _in_eight_bits
-from hatenb.evaluation import load_predictions
+from hatenb.evaluation import fit_temperature, load_predictions
 from hatenb.making import make_run
 from hatenb.pretokenize import hatexplain_words, plain_words, says_nothing, windows
 from hatenb.runs import RunConfig, run_folder
@@ -301,6 +301,17 @@ def test_a_run_without_validation_predictions_warns(folder, tmp_path):
     shutil.rmtree(tmp_path/'r'/'predictions')
     with pytest.warns(UserWarning, match='not calibrated'): d = Detector.from_run(tmp_path/'r')
     assert d.manifest.temperatures == {} and d('a post')['label'] in LABELS
+
+
+def test_questions_that_two_corpora_ask_are_calibrated(runs):
+    "One that both ask alike, on the posts of both; one with other outputs, by the name that it has in the manifest"
+    make_pool('again', 'label', ['mini'])
+    make_pool('again', 'target', ['mini'], outputs=['African', 'Women', 'Other'])
+    folder = made(runs, tasks=['mini/label', 'mini/target', 'again/label', 'again/target'])
+    m, table = Detector.from_run(folder).manifest, load_predictions(folder/'predictions'/'validation.parquet')
+    assert set(m.temperatures) == {'label', 'target', 'again_target'} and set(m.thresholds) == {'target', 'again_target'}
+    assert m.temperatures['label'] == fit_temperature(table, ['mini/label', 'again/label'])
+    assert m.temperatures['again_target'] == fit_temperature(table, 'again/target') != m.temperatures['target']
 
 
 # ---------------------------------------------------------------- bundles

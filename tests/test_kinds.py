@@ -153,6 +153,17 @@ def test_weighted_cross_entropy_is_torchs_mean():
     assert (loss.class_weight * share).sum().item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize('name', ['cross_entropy', 'binary'])
+def test_an_output_without_a_training_post_does_not_take_the_whole_loss(name, monkeypatch):
+    "With smoothing or votes it has some of the gold all the same"
+    question = TASKS[losses[name].kinds[0]].partition('/')[2]
+    share = [0.5, 0.5, 0.0] if question == 'label' else [0.5, 0.0] + [0.1] * 9
+    monkeypatch.setitem(COUNTED, question, dict(share=share))
+    loss = loss_of(name, dict(balance=1.0))
+    weights = loss.class_weight if name == 'cross_entropy' else loss.pos_weight
+    assert torch.allclose(weights, torch.tensor([1.0, 1.0, 1.0] if question == 'label' else [1.0, 1.0] + [9.0] * 9))
+
+
 def test_votes_are_soft_labels():
     loss, batch = loss_of('cross_entropy', dict(votes=True)), gold_batch(12)
     x, known = logits_for(loss, 12), batch['label'] >= 0

@@ -692,6 +692,14 @@ def test_nsc_steps_are_those_of_adamw_on_the_ratio(tiny):
     close(lora_updates(encoder, 'm')[k], concatenate([s[k] for s in sources.values()], many[k]), 1e-4)
 
 
+@pytest.mark.parametrize('layers,share', [(None, 1.), ([1], .5)])
+def test_nsc_learns_though_what_the_first_layer_gets_depends_on_no_coefficient(tiny, layers, share):
+    encoder = with_adapters(tiny/'bert', a=dict(layers=layers), b=dict(layers=layers), size=.5)
+    sources, batches = {n: lora_updates(encoder, n) for n in 'ab'}, dict(a=batches_of(0, 1), b=batches_of(1, 1))
+    learned = null_space_coefficients(encoder, sources, batches, steps=1, share=share)
+    assert [k for k, v in learned.items() if v == [pytest.approx(.4, abs=1e-5)]*2] == ['encoder.layer.1.output.dense']
+
+
 @pytest.mark.parametrize('rule', ['regmean', 'regmean_pp'])
 @pytest.mark.parametrize('method,quantization', [('lora', 'none'), ('peft_lora', 'none'), ('lora', 'nf4')])
 def test_a_regression_on_one_source_is_that_source(tiny, rule, method, quantization):
@@ -801,6 +809,8 @@ def test_joined_query_key_value(tiny):
     (['a', 'b'], dict(coefficients=[1., -1.]), 'add up to zero'),
     (['a', 'b'], dict(rule='task_arithmetic', coefficients=[0., 0.]), 'add up to zero'),
     (['a', 'b'], dict(rule='regmean'), 'needs posts of the source a'), (['a', 'b'], dict(rule='iso_cts', common=2), 'common is 2'),
+    (['a', 'b'], dict(rule='nsc', collecting=dict(step=1)), "no option 'step' .*It has: steps, lr"),
+    (['a', 'b'], dict(rule='ties', collecting=dict(steps=1)), "no option 'steps' .*It has: none"),
     (['a', 'b'], dict(rank=0), 'rank is 0'), (['a', 'b'], dict(rank=2.5), 'rank is 2.5'), (['a', 'b'], dict(into='b'), "'b' already"),
 ])
 def test_what_is_refused(tiny, names, options, why):

@@ -190,8 +190,22 @@ def test_pool_of_corpora_that_do_not_fit(make):
     with pytest.raises(HatenbError, match='other answers'): C.make_pool('p', 'class', ['davidson','implicit_hate'])
     with pytest.raises(HatenbError, match='marks belong'):
         C.make_pool('p', 'rationale', ['mini','toxic_spans'], pretokenizer='plain')
+    for more,what in ((dict(outputs=['fine','nasty']), 'toxic has the outputs normal, toxic'),
+                      (dict(normal=['mini']), 'normal posts of mini would be asked')):
+        with pytest.raises(HatenbError, match=what): C.make_pool('p', 'toxic', ['davidson'], **more)
     with pytest.raises(HatenbError, match='something else already'): C.make_pool('one', 'toxic', ['one'])
     assert 'p' not in C.corpora
+
+
+def test_marks_and_words_of_a_post_are_of_one_making(make):
+    "Whichever question comes first; corpora that only one of them asks, or words made alike anyway, are no harm"
+    attribute, rationale = dict(corpora=['toxic_spans'], pretokenizer='hatexplain'), dict(corpora=['toxic_spans'])
+    for said in (dict(attribute=attribute, rationale=rationale), dict(rationale=rationale, attribute=attribute)):
+        with pytest.raises(HatenbError, match='pre-tokenizer of attribute gives toxic_spans others .in pool p'):
+            RunConfig(('p/rationale',), pools=dict(p=said))
+        assert 'p' not in declared_pools and 'p' not in C.corpora      # so that it can be put right
+    C.declare_pool('p', dict(attribute=attribute, rationale=dict(corpora=['mini'])))
+    C.declare_pool('q', dict(attribute=attribute | dict(pretokenizer='plain'), rationale=rationale))
 
 
 def test_pool_of_targets_and_classes_over_real_corpora(corpora_folder, make, monkeypatch):

@@ -117,6 +117,7 @@ def test_labels_say_what_a_strategy_is():
 @pytest.mark.parametrize('name,how,why', [
     ('merge', dict(options=dict(rang=2)), "no option 'rang'"), ('merge', dict(options=dict(learn='most')), 'nothing is called'),
     ('merge', dict(options=dict(coefficients='guess')), 'nothing is called'), ('merge', dict(options=dict(rule='tiess')), "mean 'ties'"),
+    ('merge', dict(options=dict(rule='nsc', collecting=dict(step=1))), "no option 'step' .*It has: steps, lr"),
     ('merge', dict(adapter_options=LORA), 'makes no adapters'), ('fuse', dict(adapter_options=LORA), 'makes no adapters'),
     ('shared', dict(options=dict(start='orthogonal')), 'needs other corpora'), ('mergee', {}, "mean 'merge'"),
 ])

@@ -20,7 +20,7 @@ from ..batches import Posts
 from ..core import HatenbError, Registry
 from ..encoder import Encoder, adapter_methods
 from ..merging.adapters import lora_updates, merge_adapters, search_coefficients
-from ..merging.inputs import freeze_A, sample_batches, start_orthogonal, start_shared
+from ..merging.inputs import check_collecting, freeze_A, sample_batches, start_orthogonal, start_shared
 from ..merging.measures import interference
 from ..merging.rules import check_rule, merge_rules
 from ..model import Model
@@ -154,6 +154,7 @@ class Merge(Strategy):
         collecting:dict|None=None):            # options of what collects from them
         if isinstance(coefficients, str): _check_choice(coefficients, ('search',), 'coefficients')
         check_rule(rule, rule_options or {})
+        check_collecting(rule, collecting)
         self.rule,self.coefficients,self.tries,self.rank = rule,coefficients,tries,rank
         self.learn,self.rule_options = _check_choice(learn, _learn, 'learn'),rule_options or {}
         self.sample,self.collecting,self.batches = sample,collecting,None

@@ -93,11 +93,19 @@ def _details(q, outputs):
     kept = 'negative','groups','marks','agreed','answered'
     return {k: groups if k == 'groups' else v for k,v in q.details.items() if k in kept}
 
+def _pooled_toxic(part):
+    "The question whether a post is toxic. Raises `HatenbError` for other outputs, and posts that are normal alone"
+    if part.outputs not in ((), toxic_question.outputs):
+        raise HatenbError(f'toxic has the outputs {", ".join(toxic_question.outputs)}', 'pools', 'Leave out `outputs`.')
+    if part.normal:
+        raise HatenbError(f'normal posts of {part.normal[0]} would be asked whether they are toxic', 'pools',
+                          'Leave out `normal`: a corpus among `corpora` gives its normal and its toxic posts.')
+    return Question('toxic', 'multiclass', toxic_question.outputs, asked='toxic_asked', details=toxic_question.details)
+
 def _pooled_question(name, part):
     "The question of a pool. Raises `HatenbError` if its corpora do not fit together"
     asked = [source_question(c, name) for c in part.corpora]
-    if name == 'toxic': return Question('toxic', 'multiclass', toxic_question.outputs, asked='toxic_asked',
-                                        details=toxic_question.details)
+    if name == 'toxic': return _pooled_toxic(part)
     first = asked[0]
     outputs = part.outputs or first.outputs
     q = Question(name, first.kind, outputs, first.column, asked=f'{name}_asked', details=_details(first, outputs))
@@ -200,6 +208,16 @@ def pool_duplicates(name:str) -> dict[str,int]:
     return _dropped[name]
 
 # %% ../../nbs/corpora/29_pools.ipynb #de2ab66c
+def _check_words(parts, place):
+    "Raise where a post would have the words of one question and the marks of another"
+    for name,marked in parts.items():
+        if not any(source_question(c, name).kind == 'tokens' for c in marked.corpora): continue
+        for question,part in parts.items():
+            others = [c for c in marked.corpora if c in part.origins and corpora[c].pretokenizer != part.pretokenizer]
+            if not part.pretokenizer or not others: continue
+            raise HatenbError('marks belong to the words that annotators saw, and the pre-tokenizer of '
+                              f'{question} gives {others[0]} others', place, f'Leave out that of {question}.')
+
 def make_pool(
     name:str,                 # of the pool, e.g. `pool`
     question:str,             # e.g. `toxic`, `target`
@@ -216,10 +234,8 @@ def make_pool(
         raise HatenbError(f'{name}/{question} is something else already', 'pools', 'Give the pool another name.')
     if bad := [c for c in part.origins if not corpora[c].trains]:
         raise HatenbError(f'the corpus {bad[0]} is there to test with', f'pool {name}', 'Leave it out.')
-    if pretokenizer and source_question(part.corpora[0], question).kind == 'tokens':
-        what = 'marks belong to the words that annotators saw'
-        raise HatenbError(what, f'pool {name}', 'Leave out the pre-tokenizer.')
     _pooled_question(question, part)
+    _check_words(known | {question: part}, f'pool {name}')
     declared_pools[name] = known | {question: part}
     _dropped.pop(name, None)
     return _register(name)
@@ -258,6 +274,11 @@ def declare_pool(name:str, declaration:dict[str,dict]):
     if set(declared_pools.get(name, declaration)) != set(declaration):
         raise HatenbError(f'the pool has other questions already: {", ".join(declared_pools[name])}', f'pool {name}',
                           'Declare the same ones wherever it is named, or give the pool another name.')
-    for question,part in declaration.items():
-        _check_declaration(part, f'pool {name}, {question}')
-        make_pool(name, question, part['corpora'], **{k: v for k,v in part.items() if k != 'corpora'})
+    before = name in declared_pools
+    try:
+        for question,part in declaration.items():
+            _check_declaration(part, f'pool {name}, {question}')
+            make_pool(name, question, part['corpora'], **{k: v for k,v in part.items() if k != 'corpora'})
+    except HatenbError:              # half a pool would stand in the way of the declaration that is put right
+        if not before and declared_pools.pop(name, None): corpora.pop(name)
+        raise

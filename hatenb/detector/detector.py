@@ -266,30 +266,33 @@ def agreed_threshold(
 def _word_thresholds(table, manifest):
     "Question → output → threshold for words, where the annotators' agreement is known"
     from hatenb.evaluation import apply_temperature
-    out = {}
+    known = {}                                   # question → marks and probabilities, by post
     for t in manifest.tasks.values():
         q,corpus = manifest.questions[t.question],t.key.partition('/')[0]
-        if q.per != 'word' or q.name in out: continue
+        if q.per != 'word': continue
         asked = question_of(t.key)
         agreed = asked.details.get('agreed')
         posts = asked_posts(table[table['corpus'] == corpus], asked)
         if agreed not in posts or not len(posts): continue
-        warm = apply_temperature(posts, manifest.temperatures)
-        out[q.name] = {q.outputs[0]: agreed_threshold([*posts[agreed]], word_values_of(warm, asked))}
-    return out
+        warm = apply_temperature(posts, {t.key: manifest.temperatures.get(q.name, 1.)})
+        golds,values = known.setdefault(q.name, ([], []))
+        golds += [*posts[agreed]]
+        values += word_values_of(warm, asked)
+    return {k: {manifest.questions[k].outputs[0]: agreed_threshold(*both)} for k,both in known.items()}
 
 # %% ../../nbs/detector/02_detector.ipynb #568fa5de
 def _fitted(run, manifest):
-    "Temperatures and thresholds, as a manifest has them"
+    "Temperatures and thresholds, as a manifest has them: those of a question that several corpora ask are of all posts"
     from hatenb.evaluation import decisions
     if not any(q.decide != 'number' for q in manifest.questions.values()): return {}
-    try: found = decisions(run.predictions('validation'))
+    names = {t.key.partition(':')[0]: t.question for t in manifest.tasks.values()}
+    try: found = decisions(run.predictions('validation'), names)
     except HatenbError as e:
         warnings.warn(f'the probabilities are not calibrated: {e}')
         return {}
     asked = manifest.questions
-    temperatures = {k: v for k,v in found['temperatures'].items() if k in asked}
-    by_line = {k: v for k,v in found['thresholds'].items() if k in asked and asked[k].decide.startswith('threshold')}
+    temperatures = found['temperatures']
+    by_line = {k: v for k,v in found['thresholds'].items() if asked[k].decide.startswith('threshold')}
     lines = {k: {o: x for o,x in v.items() if o in asked[k].outputs} for k,v in by_line.items()}
     words = _word_thresholds(run.predictions('validation'), replace(manifest, temperatures=temperatures))
     return dict(temperatures=temperatures, thresholds=lines | words)

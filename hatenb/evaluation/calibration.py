@@ -41,7 +41,13 @@ def _task_of(table, task):
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #5c77b675
 def _answers_of(table, task) -> tuple[pd.DataFrame,Question,Kind]:
-    "The posts that a task is about, with predictions and gold, checked"
+    "The posts that a task is about, or several tasks that ask the same, with predictions and gold, checked"
+    if isinstance(task, str): return _answers_of_one(table, task)
+    parts = [_answers_of_one(table, t) for t in task]
+    _,q,kind = parts[0]
+    return pd.concat([t.assign(**{q.column: t[own.column]}) for t,own,_ in parts], ignore_index=True), q, kind
+
+def _answers_of_one(table, task):
     corpus,q = _task_of(table, task)
     t = table[(table['corpus'] == corpus).to_numpy()].reset_index(drop=True)
     if missing := [c for c in (q.column, q.asked) if c and (c not in t or t[c].isna().any())]:
@@ -53,14 +59,15 @@ def _answers_of(table, task) -> tuple[pd.DataFrame,Question,Kind]:
 # %% ../../nbs/evaluation/04_calibration.ipynb #a87d9edf
 def fit_temperature(
     table:pd.DataFrame, # validation predictions with gold
-    task:str,           # e.g. label, or with its corpus
+    task:str|list[str], # e.g. label, or with its corpus; of several that ask the same, their posts together
     most:float=20.,     # it is looked for between 1/most and most
 ) -> float:
     "The temperature under which the gold answers are likeliest; raises `HatenbError` where there is none to find"
     t,q,kind = _answers_of(table, task)
     nll,gold = kind.likelihood(t, q)
     if len(np.unique(gold)) < 2:
-        raise HatenbError(f'all gold answers of the task {task} are the same', 'calibration',
+        asked = task if isinstance(task, str) else ', '.join(task)
+        raise HatenbError(f'all gold answers of the task {asked} are the same', 'calibration',
                           'Give more posts: one answer says nothing about how sure to be.')
     b = minimize_scalar(nll, bounds=(1/most, most), method='bounded', options=dict(xatol=1e-6)).x
     return float(1/b) if nll(b) < nll(1.) else 1.          # where nothing is gained, nothing is changed
@@ -93,9 +100,17 @@ def apply_temperature(
     return table
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #2d9795b8
+def _named(table, names, wanted):
+    "Name → those of a table's tasks whose question is wanted"
+    out = {}
+    for task,(corpus,q) in answered_tasks(table).items():
+        name = task if names is None else names.get(f'{corpus}/{q.name}')
+        if name is not None and wanted(q): out.setdefault(name, []).append(f'{corpus}/{q.name}')
+    return out
+
 def fit_thresholds(
     table:pd.DataFrame, # validation predictions with gold
-    task:str,           # e.g. target
+    task:str|list[str], # e.g. target; or several that ask the same, see `fit_temperature`
     least:int=20,       # an output that fewer posts have keeps ½
 ) -> dict[str,float]: # output → threshold; outputs that the run was not asked about are left out
     "The thresholds of a task that do best on these posts; empty if nothing is decided by one"
@@ -105,11 +120,12 @@ def fit_thresholds(
 def choose_thresholds(
     table:pd.DataFrame, # validation predictions with gold
     least:int=20,
+    names:dict[str,str]|None=None, # see `decisions`
 ) -> dict[str,dict[str,float]]: # task → output → threshold
     "The thresholds of all tasks that have some"
-    decided = [task for task,(_,q) in answered_tasks(table).items() if kind_of(q).decided_metrics(q)]
-    found = {task: fit_thresholds(table, task, least) for task in decided}
-    return {task: lines for task,lines in found.items() if lines}
+    decided = _named(table, names, lambda q: kind_of(q).decided_metrics(q))
+    found = {name: fit_thresholds(table, tasks, least) for name,tasks in decided.items()}
+    return {name: lines for name,lines in found.items() if lines}
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #e13c96cd
 def _check_thresholds(task, q, lines):
@@ -148,16 +164,18 @@ def evaluate_at(
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #3208853f
 def decisions(
-    where:pd.DataFrame|str|Path, # validation predictions with gold, or the file with them
+    where:pd.DataFrame|str|Path,   # validation predictions with gold, or the file with them
+    names:dict[str,str]|None=None, # task with its corpus → its name in the result; others are left out (default: all)
 ) -> dict: # temperatures: task → T; thresholds: task → output → threshold of the calibrated probability
-    "What is chosen on validation after training, as JSON can hold it"
+    "What is chosen on validation after training, as JSON can hold it; for tasks of one name on their posts together"
     table = where if isinstance(where, pd.DataFrame) else load_predictions(where)
-    tasks = [n for n,(_,q) in answered_tasks(table).items() if kind_of(q).calibrates] if 'corpus' in table else []
-    if not tasks:
+    named = _named(table, names, lambda q: kind_of(q).calibrates) if 'corpus' in table else {}
+    if not named:
         raise HatenbError('there are no probabilities to calibrate', 'the predictions',
                           'Give the validation predictions of a run that was asked for classes, communities or words.')
-    temperatures = {t: fit_temperature(table, t) for t in tasks}
-    return dict(temperatures=temperatures, thresholds=choose_thresholds(apply_temperature(table, temperatures)))
+    temperatures = {name: fit_temperature(table, tasks) for name,tasks in named.items()}
+    warm = apply_temperature(table, {t: temperatures[name] for name,tasks in named.items() for t in tasks})
+    return dict(temperatures=temperatures, thresholds=choose_thresholds(warm, names=names))
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #c8682297
 def reliability(

@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/kinds/multiclass.html.md"""
 __all__ = ['MulticlassHead', 'CrossEntropy', 'Multiclass', 'one_hot', 'outputs_of', 'vote_divergences', 'negative_threshold']
 
 # %% ../../nbs/kinds/01_multiclass.ipynb #e14cb9b1
-import numpy as np
+import numpy as np, torch
 import torch.nn.functional as F
 from scipy.special import expit, logit, logsumexp, softmax
 
@@ -36,8 +36,10 @@ class CrossEntropy(Loss):
         if votes and not self.q.votes:
             raise HatenbError('the corpus keeps no votes', self.task.key, 'Leave out the option votes.')
         self.smoothing,self.votes = smoothing,votes
-        w = self.head.share.clamp(min=1e-6)**-balance
-        self.class_weight = w/(w*self.head.share).sum()
+        share = self.head.share
+        w = share.clamp(min=1e-6)**-balance
+        w = w/(w*share).sum()
+        self.class_weight = torch.where(share > 0, w, 1.)    # of a class without a post: the mean, not a million
 
     def _gold(self, batch):
         label,k = batch[self.q.column],len(self.class_weight)

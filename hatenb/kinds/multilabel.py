@@ -49,7 +49,8 @@ class Binary(Loss):
             raise HatenbError('the corpus keeps no votes', self.task.key, 'Leave out the option votes.')
         self.column,self.apart = self.q.votes if votes else self.q.column,apart
         f = self.head.share.clamp(1e-4, 1-1e-4)
-        self.pos_weight = ((1-f)/f)**balance
+        w = ((1-f)/f)**balance
+        self.pos_weight = torch.where(self.head.share > 0, w, 1.)   # without a post, single votes would outweigh all
 
     @property
     def names(self):

@@ -17,7 +17,7 @@ import torch
 # %% ../../nbs/merging/06_adapters.ipynb #6b737d85
 from ..core import HatenbError, derive_seed
 from ..encoder import Encoder, adapter_methods, method_options
-from .inputs import collect
+from .inputs import check_collecting, collect
 from .rules import check_coefficients, check_rule, merge_rules, merge_updates, proportions
 from .updates import Update, from_svd, svd_of
 
@@ -140,6 +140,7 @@ def merge_adapters(
     "Add an adapter that is the merge of others, which stay as they are; raises `HatenbError` where they do not fit"
     method = _check_sources(encoder, names, into)
     check_rule(rule, options)
+    check_collecting(rule, collecting)
     if adapter_methods[method].merges == 'weights':
         _check_average(encoder, names, rule, rank, options)
         return _average_parameters(encoder, names, into, coefficients)

@@ -6,11 +6,11 @@ Docs: https://hatenb.github.io/hatenb/merging/inputs.html.md"""
 
 # %% auto #0
 __all__ = ['collectors', 'sample_batches', 'updates_added', 'input_grams', 'regress', 'regmean', 'regmean_pp', 'collect_grams',
-           'collect_merged_grams', 'null_space_ratio', 'null_space_coefficients', 'nsc', 'collect', 'freeze_A',
-           'start_shared', 'start_orthogonal']
+           'collect_merged_grams', 'null_space_ratio', 'null_space_coefficients', 'nsc', 'check_collecting', 'collect',
+           'freeze_A', 'start_shared', 'start_orthogonal']
 
 # %% ../../nbs/merging/05_inputs.ipynb #9e4c724d
-import contextlib, math, re
+import contextlib, inspect, math, re
 from typing import Callable
 
 # %% ../../nbs/merging/05_inputs.ipynb #a8f1e725
@@ -226,7 +226,8 @@ def null_space_coefficients(encoder, sources, batches, merge=None,
             mask,notes = batch['attention_mask'].bool(),[]
             with torch.enable_grad(), updates_added(encoder, {k: m.adder(i, mask, notes) for k,m in mixtures.items()}):
                 encoder(**batch)
-            if notes and notes[0].requires_grad: (torch.stack(notes).mean()/len(sources)).backward()
+            depends = any(n.requires_grad for n in notes)       # what the lowest layer gets depends on no coefficient
+            if depends: (torch.stack(notes).mean()/len(sources)).backward()
         optimiser.step()
     return {k: m.coefficients.tolist() for k,m in mixtures.items()}
 
@@ -240,6 +241,21 @@ def nsc(updates, coefficients,
     return concatenate(updates, [scale*len(updates)*c*x for c,x in zip(proportions(coefficients), learned)])
 
 # %% ../../nbs/merging/05_inputs.ipynb #b4671aa5
+def _collecting(rule):
+    "Need of a rule → the options of what collects it"
+    def _options(f): return list(inspect.signature(f).parameters)[4:]
+    return {n: _options(collectors[n]) for n in merge_rules[rule].needs if n in collectors}
+
+def check_collecting(
+    rule:str,          # a name in `merge_rules`
+    options:dict|None, # of what collects from posts
+):
+    "Raises `HatenbError` for an option that nothing takes which collects for the rule"
+    known = list(dict.fromkeys(k for own in _collecting(rule).values() for k in own))
+    if unknown := [k for k in options or {} if k not in known]:
+        raise HatenbError(f'what collects for the rule {rule} has no option {unknown[0]!r}', 'collecting',
+                          f'It has: {", ".join(known) or "none"}.')
+
 def collect(
     encoder:Encoder,
     rule:str,                             # a name in `merge_rules`
@@ -251,8 +267,9 @@ def collect(
     "What a rule needs from posts; raises `HatenbError` where a source has none"
     if missing := [n for n in sources if not (batches or {}).get(n)]:
         raise HatenbError(f'the rule {rule} needs posts of the source {missing[0]}', 'merge', 'Give its `batches`.')
-    needs = [n for n in merge_rules[rule].needs if n in collectors]
-    return {n: collectors[n](encoder, sources, batches, merge, **(options or {})) for n in needs}
+    check_collecting(rule, options)
+    def _own(known): return {k: v for k,v in (options or {}).items() if k in known}
+    return {n: collectors[n](encoder, sources, batches, merge, **_own(known)) for n,known in _collecting(rule).items()}
 
 # %% ../../nbs/merging/05_inputs.ipynb #4633f348
 def freeze_A(
