@@ -158,9 +158,10 @@ class Fixed(Balancer):
 
 def _importances(names, given):
     "[K] of each loss: its own, else that of its task, else 1"
-    if unknown := [k for k in given if not any(n == k or n.startswith(k+'.') for n in names)]:
+    of = {n: [k for k in given if n == k or n.startswith(f'{k}.')] for n in names}      # an output may have dots, too
+    if unknown := [k for k in given if not any(k in of[n] for n in names)]:
         raise HatenbError(f'there is no loss {unknown[0]!r} to weigh', 'importances', f'Known: {", ".join(names)}.')
-    return [float(given.get(n, given.get(n.rpartition('.')[0], 1.))) for n in names]
+    return [float(given[max(of[n], key=len)]) if of[n] else 1. for n in names]
 
 # %% ../nbs/04b_balancing.ipynb #22a099a6
 def importance_tries(

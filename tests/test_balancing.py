@@ -189,6 +189,10 @@ def test_random_coefficients_are_a_function_of_the_step():
 def test_importances_go_to_a_task_or_one_of_its_losses():
     rule = balancers['fixed'](['a', 'b.x', 'b.y'], importances={'b': 3, 'b.y': .5})
     assert rule.coefficients(None).tolist() == [1, 3, .5]
+    dotted = balancers['fixed'](['own/x.Women', 'own/x.U.S.', 'own/xy.a'], importances={'own/x': 3, 'own/x.U.S.': 2})
+    assert dotted.coefficients(None).tolist() == [3, 2, 1]
+    dotted = balancers['fixed'](['own/x.Women', 'own/x.U.S.'], importances={'own/x': 3})
+    assert dotted.coefficients(None).tolist() == [3, 3]
     for wrong in ('c', 'b.z'):
         with pytest.raises(HatenbError, match=wrong): balancers['fixed'](['a', 'b.x'], importances={wrong: 1.})
 

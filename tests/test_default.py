@@ -1,5 +1,6 @@
 "The detector that answers where none is named, and a detector as a package of its own"
 import importlib.metadata, json, os, re, subprocess, sys, venv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from packaging.requirements import Requirement
 
 from hatenb.core import HatenbError
 from hatenb.detector import Detector, Runtime, save_wheel
+from hatenb.detector.runtime import activations, deciders, evidences, joins
+from toy import save_toy
 
 SAFETY = Path(__file__).resolve().parent/'safety'/'bundle'
 TEXTS = ['the melquins are slur1', 'a fine day at the fair', 'word '*300, '', '😂']
@@ -139,3 +142,21 @@ def test_a_wheel_is_installed_where_nothing_else_is_and_answers(asked, empty_ven
     assert answer['label'] in run(empty_venv/'bin'/'my_model', 'a post')
     metadata = importlib.metadata.PathDistribution(next(empty_venv.glob('lib/*/site-packages/my_model-*.dist-info')))
     assert {re.match(r'[\w-]+', r)[0] for r in metadata.requires} == {'numpy', 'regex', 'tokenizers', 'onnxruntime'}
+
+
+@pytest.mark.parametrize('name', ['lambda', 'import', 'hatenb', 'numpy', 'json', 'Mine', 'a-b', '_a'])
+def test_a_wheel_has_a_name_that_can_be_imported(name, tmp_path):
+    with pytest.raises(HatenbError, match='no name for a package'): save_wheel(None, tmp_path/'dist', name)
+    assert not (tmp_path/'dist').exists()
+
+
+@pytest.mark.parametrize('field,registry', [('activation', activations), ('join', joins), ('decide', deciders), ('evidence', evidences)])
+@pytest.mark.parametrize('home', ['__main__', 'theirs'])
+def test_a_wheel_is_not_written_with_a_rule_that_stays_behind(field, registry, home, tmp_path, monkeypatch):
+    toy = Runtime(save_toy(tmp_path/'toy'))
+    def rule(*args): pass
+    rule.__module__ = home
+    monkeypatch.setitem(registry, 'mine', rule)
+    q = replace(toy.manifest.questions['label'], **{field: 'mine'})
+    toy.manifest = replace(toy.manifest, questions=toy.manifest.questions | {'label': q})
+    with pytest.raises(HatenbError, match=f"'mine' is defined in {home}"): save_wheel(toy, tmp_path/'dist', 'my_model')

@@ -8,7 +8,7 @@ Docs: https://hatenb.github.io/hatenb/detector/package.html.md"""
 __all__ = ['runtime_modules', 'save_wheel']
 
 # %% ../../nbs/detector/06_package.ipynb #493855f9
-import ast, base64, hashlib, importlib.metadata, re, shutil, sys, tempfile, zipfile
+import ast, base64, hashlib, importlib.metadata, keyword, re, shutil, sys, tempfile, zipfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core import HatenbError
 from .bundle import save_bundle
 from .detector import Detector
-from .runtime import activations, deciders, joins, pretokenizers
+from .runtime import activations, deciders, evidences, joins, pretokenizers
 
 # %% ../../nbs/detector/06_package.ipynb #7e29af92
 def _beside(name, node):
@@ -42,8 +42,9 @@ def runtime_modules(
 # %% ../../nbs/detector/06_package.ipynb #dd2536f0
 def _check_rules(manifest):
     "Raise where an answer needs a function that does not come along"
-    q,inside = manifest.questions.values(),{'__main__', *runtime_modules()}
+    q,inside = manifest.questions.values(),runtime_modules()
     used = [(activations, {x.activation for x in q}), (joins, {x.join for x in q}), (deciders, {x.decide for x in q}),
+            (evidences, {x.evidence for x in q if x.evidence}),
             (pretokenizers, {t.pretokenizer for t in manifest.tasks.values()})]
     for registry,names in used:
         for n in sorted(names):
@@ -128,7 +129,8 @@ def save_wheel(
 ) -> Path: # the wheel
     """Write a detector as a package that pip installs; raises `HatenbError` for a name that can't be imported, and
     where the detector can't be exported"""
-    if not re.fullmatch('[a-z][a-z0-9_]*', name) or name in sys.stdlib_module_names or name in _needed:
+    taken = keyword.iskeyword(name) or name in {'hatenb', *_needed, *sys.stdlib_module_names}
+    if taken or not re.fullmatch('[a-z][a-z0-9_]*', name):
         raise HatenbError(f'{name!r} is no name for a package', 'save_wheel',
                           'Use letters, digits and _, e.g. my_model.')
     if not re.fullmatch(r'\d+(\.\d+)*', version):
