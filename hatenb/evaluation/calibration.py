@@ -48,7 +48,10 @@ def _answers_of(table, task) -> tuple[pd.DataFrame,Question,Kind]:
         raise HatenbError(f'the gold column {missing[0]!r} is missing', 'the predictions',
                           'Load the predictions with `load_predictions`, which adds it.')
     check_predictions(t)
-    return asked_posts(t, q), q, kind_of(q)
+    if not len(asked := asked_posts(t, q)):
+        raise HatenbError(f'the task {task} is asked about none of the posts', 'the predictions',
+                          'Give more posts, some of which it is asked about.')
+    return asked, q, kind_of(q)
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #a87d9edf
 def fit_temperature(
@@ -106,8 +109,9 @@ def choose_thresholds(
     table:pd.DataFrame, # validation predictions with gold
     least:int=20,
 ) -> dict[str,dict[str,float]]: # task → output → threshold
-    "The thresholds of all tasks that have some"
-    decided = [task for task,(_,q) in answered_tasks(table).items() if kind_of(q).decided_metrics(q)]
+    "The thresholds of all tasks that have some; a task that is asked about none of the posts has none"
+    def _asked(c, q): return len(asked_posts(table[table['corpus'] == c], q)) > 0
+    decided = [task for task,(c,q) in answered_tasks(table).items() if kind_of(q).decided_metrics(q) and _asked(c, q)]
     found = {task: fit_thresholds(table, task, least) for task in decided}
     return {task: lines for task,lines in found.items() if lines}
 

@@ -219,6 +219,9 @@ def statistics(self:Kind,
 ) -> tuple[dict[str,Statistic], dict, dict[str,str]]: # metric → statistic; counts; metric → why it has no value
     "What can be computed of a question's predictions"
     use,found,why = self.measured_on(t, q),{},{}
+    if use is not None and not use.any():
+        all_runs = [m for m in self.metrics(q) if not m.endswith('_part')]     # the rest: if asked about a part alone
+        return found, {}, dict.fromkeys(all_runs, 'the question is asked about none of the posts')
     a = self.answers(t if use is None else t[use].reset_index(drop=True), q)
     for f in self.families.values():
         for name,(_,thing) in f.members(q).items():
