@@ -237,6 +237,10 @@ def test_what_cannot_be_applied(tmp_path):
             apply_temperature(t, dict(label=T))
     with pytest.raises(HatenbError, match="no output 'Martians'"):
         apply_thresholds(t, dict(target=dict(Martians=0.3)))
+    with pytest.raises(HatenbError, match="no threshold of label decides on 'hatespeech'.*one for normal"):
+        apply_thresholds(t, dict(label=dict(hatespeech=0.99)))
+    with pytest.raises(HatenbError, match="decides on 'score'.*Leave"):
+        apply_thresholds(t.assign(corpus='mini_mhs', score=0.0, score_pred=0.7), dict(score=dict(score=0.9)))
     for line in (0, 1, np.nan):
         with pytest.raises(HatenbError, match='threshold of Arab'):
             apply_thresholds(t, dict(target=dict(Arab=line)))

@@ -119,6 +119,10 @@ def choose_thresholds(
 def _check_thresholds(task, q, lines):
     if unknown := [o for o in lines if o not in q.outputs]:
         raise HatenbError(f'{task} has no output {unknown[0]!r}', 'thresholds', f'Known: {", ".join(q.outputs)}.')
+    known = kind_of(q).with_threshold(q)
+    if idle := [o for o in lines if o not in known]:
+        raise HatenbError(f'no threshold of {task} decides on {idle[0]!r}', 'thresholds',
+                          f'It has one for {", ".join(known)}.' if known else 'Leave this task out.')
     if wrong := [o for o,v in lines.items() if not 0 < v < 1]:
         raise HatenbError(f'the threshold of {wrong[0]} is {lines[wrong[0]]}', 'thresholds', 'It lies between 0 and 1.')
 
@@ -127,7 +131,7 @@ def apply_thresholds(
     thresholds:dict[str,dict[str,float]],  # task → output → threshold; others keep ½
 ) -> pd.DataFrame:
     """The table with answers moved so that what was the threshold is ½; for decisions only.
-    Raises `HatenbError` for a task that the table does not answer or an output that there is not."""
+    Raises `HatenbError` for a task that the table does not answer and for an output that has no threshold."""
     for task,lines in thresholds.items():
         corpus,q = _task_of(table, task)
         _check_thresholds(task, q, lines)

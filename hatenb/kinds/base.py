@@ -580,6 +580,11 @@ def by_threshold(self:Kind, q:Question) -> bool:
     "Whether an answer is what lies above a threshold, as communities and words do, and the likeliest class does not"
     return (self.reply(q) or {}).get('decide', '').startswith('threshold')
 
+@patch
+def with_threshold(self:Kind, q:Question) -> list[str]:
+    "The outputs that have a threshold, see `fit_thresholds`"
+    return list(q.outputs) if self.by_threshold(q) else []
+
 def there(v:Any) -> bool:
     "Whether a cell of a table holds a value"
     return v is not None and (np.ndim(v) > 0 or not pd.isna(v))
