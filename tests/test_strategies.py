@@ -118,6 +118,7 @@ def test_labels_say_what_a_strategy_is():
     ('merge', dict(options=dict(rang=2)), "no option 'rang'"), ('merge', dict(options=dict(learn='most')), 'nothing is called'),
     ('merge', dict(options=dict(coefficients='guess')), 'nothing is called'), ('merge', dict(options=dict(rule='tiess')), "mean 'ties'"),
     ('merge', dict(adapter_options=LORA), 'makes no adapters'), ('fuse', dict(adapter_options=LORA), 'makes no adapters'),
+    *((name, dict(adapter='ia3'), 'such as ia3') for name in ('merge', 'fuse', 'mtl_lora')),
     ('shared', dict(options=dict(start='orthogonal')), 'needs other corpora'), ('mergee', {}, "mean 'merge'"),
 ])
 def test_what_is_refused(name, how, why):

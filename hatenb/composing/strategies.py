@@ -57,6 +57,9 @@ class Strategy:
                               f'It has: {", ".join(known) or "none"}.')
         if self.adapter_options and not self.makes:
             raise HatenbError('the strategy makes no adapters by a method', 'adapter options', 'Leave them out.')
+        if self.adapter != 'lora' and not self.makes:
+            raise HatenbError(f'the strategy makes no adapters by a method such as {self.adapter}', 'adapter',
+                              'Leave it out; sources say their own.')
         self.setup(**options)
 
     def setup(self): "Take the options"
