@@ -22,15 +22,15 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 
 # %% ../nbs/10_runs.ipynb #48dbd37e
-from .balancing import balancers
+from .balancing import Aggregated, balancers, make_balancer
 from .baselines import baselines
 from .composing import Strategy, make_strategy, strategies, strategy_model
 from .core import (HatenbError, atomic_write, digest, file_sha256, read_json, resolve_dtype, seed_everything,
                          settings)
 from .corpora import corpora as known_corpora, declare_pool
-from .encoder import Encoder, adapter_methods, load_encoder
+from .encoder import Encoder, load_encoder, method_options
 from .evaluation import load_predictions
-from .kinds import Head, HeadConfig, kind_of, make_head
+from .kinds import Head, HeadConfig, kind_of, loss_class, make_head, poolings
 from .model import Model
 from .pretokenize import read_lexicon
 from .regularisers import make_regularisers, regularisers
@@ -221,8 +221,9 @@ def run_strategy(config:RunConfig) -> Strategy:
 
 @patch
 def _check_names(self:RunConfig):
-    adapter_methods[self.adapter]
-    balancers[self.balancing]
+    method_options(self.adapter, **self.adapter_options)
+    self._check_heads()
+    self._check_balancing()
     make_regularisers(self.regularisers)
     if not self.baseline and self.strategy != 'join': run_strategy(self)
     if not self.baseline: return
@@ -230,6 +231,22 @@ def _check_names(self:RunConfig):
     if self.strategy != 'shared':
         raise HatenbError('a baseline shares no encoder', 'strategy',
                           f'Leave out the strategy, or the baseline {self.baseline}.')
+
+@patch
+def _check_heads(self:RunConfig):
+    for t in (t for t in map(Task.parse, self.tasks) if t.name in self.heads):
+        head = _from_dict(HeadConfig, _head_options(self.heads[t.name]), f'heads, {t.name}')
+        poolings[head.pooling]
+        loss_class(t, head)
+
+@patch
+def _check_balancing(self:RunConfig):
+    "What only TorchJD can check is checked when the rule is made: a record is read without that package, too"
+    if issubclass(balancers[self.balancing], Aggregated): return
+    weighed = self.balancing_options.get('importances') or {}
+    check_type(weighed, dict, 'balancing_options, importances')
+    parts = [k for k in weighed if k.rpartition('.')[0] in self.tasks]     # which losses a task has, its head knows
+    make_balancer(self.balancing, [*self.tasks, *parts], **self.balancing_options)
 
 @patch
 def _check_watched(self:RunConfig):

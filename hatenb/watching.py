@@ -44,7 +44,7 @@ class Meter(nn.Module):
         raise NotImplementedError
     def compute(self) -> dict[str,float]:
         "Metric → value over all posts and processes; 0 where there is none"
-        return {k: float(torch.nan_to_num(m.compute())) for k,m in self.metrics.items()}
+        return {k: float(torch.nan_to_num(m.compute())) if m.update_called else 0. for k,m in self.metrics.items()}
     def gold(self, batch:dict, posts:Posts, rows) -> dict[str,Tensor]:
         "What `update` needs of a batch, which has these rows of the posts"
         return {c: batch[c] for c in (self.q.column, self.q.asked, 'input_ids') if c in batch}
@@ -99,12 +99,13 @@ class MultilabelMeter(Meter):
         self.metrics['had'].update(gold)
 
     def compute(self):
+        part = '' if len(self.head.task.outputs) == len(self.q.outputs) else '_part'
+        there = self.metrics['had'].posts > 0      # its `compute` warns where no post was asked
+        if not there.any(): return {f'average_precision{part}': 0.}
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'No positive samples')     # such outputs are left out of the mean
             each = self.metrics['average_precision'].compute().reshape(-1)
-        there = self.metrics['had'].compute() > 0
-        part = '' if len(self.head.task.outputs) == len(self.q.outputs) else '_part'
-        return {f'average_precision{part}': float(each[there].mean()) if there.any() else 0.}
+        return {f'average_precision{part}': float(each[there].mean())}
 
 @meters.register('regression')
 class RegressionMeter(Meter):

@@ -167,6 +167,19 @@ def test_rare_communities_keep_one_half_and_unasked_ones_are_left_out():
     assert np.isnan(after[:, 1]).all() and not np.isnan(np.delete(after, 1, 1)).any()
 
 
+def test_where_no_post_has_an_output_or_is_asked_nothing_is_chosen():
+    "A run with few validation posts must not fail after its training"
+    nobody = made_up(30).assign(target=[np.zeros(11, int)] * 30)
+    assert choose_thresholds(nobody)['target'] == dict.fromkeys(TARGETS, 0.5)
+    k = len(question_of('dynahate/target').outputs)
+    rows = dict(target=[np.zeros(k, int)] * 3, target_prob=[np.full(k, 0.3)] * 3)
+    unasked = pd.DataFrame(dict(corpus='dynahate', id=list('abc'), targeted=0, **rows))
+    assert choose_thresholds(unasked) == evaluate_at(unasked, choose_thresholds(unasked)) == {}
+    for fit in (fit_temperature, fit_thresholds, reliability):
+        with pytest.raises(HatenbError, match='asked about none of the posts'):
+            fit(unasked, 'target')
+
+
 def test_thresholds_below_what_is_stored_and_probabilities_at_their_edge():
     t = made_up(5).assign(
         target_prob=list(np.tile([0, 1e-7, 1e-6, 0.3, 0.3000001, 0.7, 1, 0, 0, 0, 0], (5, 1)).astype(float))
@@ -236,13 +249,15 @@ def test_what_cannot_be_applied(tmp_path):
             apply_temperature(t, dict(label=T))
     with pytest.raises(HatenbError, match="no output 'Martians'"):
         apply_thresholds(t, dict(target=dict(Martians=0.3)))
+    with pytest.raises(HatenbError, match="no threshold of label decides on 'hatespeech'.*one for normal"):
+        apply_thresholds(t, dict(label=dict(hatespeech=0.99)))
+    with pytest.raises(HatenbError, match="decides on 'score'.*Leave"):
+        apply_thresholds(t.assign(corpus='mini_mhs', score=0.0, score_pred=0.7), dict(score=dict(score=0.9)))
     for line in (0, 1, np.nan):
         with pytest.raises(HatenbError, match='threshold of Arab'):
             apply_thresholds(t, dict(target=dict(Arab=line)))
     with pytest.raises(HatenbError, match='no predictions of the task target'):
         apply_thresholds(t.drop(columns='target_prob'), dict(target=dict(Arab=0.3)))
-    with pytest.raises(HatenbError, match='has an output'):
-        fit_thresholds(t.assign(target=[np.zeros(11, int)] * 30), 'target')
     with pytest.raises(HatenbError, match='no probabilities'):
         decisions(t[['corpus', 'id']])
     with pytest.raises(HatenbError, match='cannot be read'):

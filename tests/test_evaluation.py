@@ -570,6 +570,17 @@ def test_a_constant_score_has_no_correlation(constant, n):
     assert main_metrics(evaluate(t, 0)) == {'mini_mhs/score.pearson': 0.0}
 
 
+@pytest.mark.parametrize('task, asked', [('dynahate/type', 'typed'), ('dynahate/target', 'targeted')])
+def test_a_question_that_no_post_is_asked_has_reasons(task, asked):
+    corpus, _, name = task.partition('/')
+    k, several = len(question_of(task).outputs), name == 'target'
+    rows = {f'{name}_prob': [np.full(k, 1 / k)] * 4, name: [np.zeros(k)] * 4 if several else [-1] * 4}
+    found = evaluate(pd.DataFrame(dict(corpus=corpus, id=list('abcd'), **rows, **{asked: 0})), 20)[task]
+    assert set(found) == {m for m in metrics_of(task) if not m.endswith('_part')}
+    assert all(v['value'] is None and 'none of the posts' in v['why'] for v in found.values())
+    assert main_metrics({task: found}) == {f'{task}.macro_f1': 0.0}
+
+
 def test_auc_without_one_side_is_nan():
     assert np.isnan(auc_of([1, 1], [0.1, 0.2])(np.ones((1, 2))))
 

@@ -119,6 +119,7 @@ def test_labels_say_what_a_strategy_is():
     ('merge', dict(options=dict(coefficients='guess')), 'nothing is called'), ('merge', dict(options=dict(rule='tiess')), "mean 'ties'"),
     ('merge', dict(options=dict(rule='nsc', collecting=dict(step=1))), "no option 'step' .*It has: steps, lr"),
     ('merge', dict(adapter_options=LORA), 'makes no adapters'), ('fuse', dict(adapter_options=LORA), 'makes no adapters'),
+    *((name, dict(adapter='ia3'), 'such as ia3') for name in ('merge', 'fuse', 'mtl_lora')),
     ('shared', dict(options=dict(start='orthogonal')), 'needs other corpora'), ('mergee', {}, "mean 'merge'"),
 ])
 def test_what_is_refused(name, how, why):

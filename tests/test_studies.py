@@ -72,7 +72,7 @@ def without_times(record):
 
 OTHER = dict(
     tasks=('mini/label', 'mini/rationale'),
-    adapter='frozen',
+    adapter='vera',
     adapter_options=dict(r=3),
     strategy='branch',
     strategy_options=dict(layer=2),
@@ -129,7 +129,11 @@ def test_every_field_is_tried():
 @pytest.mark.parametrize('field', [*OTHER, *(f'train.{k}' for k in OTHER_TRAIN)])
 def test_the_id_changes_with_every_field_and_comes_back_through_json(field):
     outer, _, inner = field.partition('.')
-    needed = dict(strategy_options=dict(strategy='branch'), lower_once=dict(adapter_options=dict(layers=[4, 5])))
+    needed = dict(
+        strategy_options=dict(strategy='branch'),
+        balancing_options=dict(balancing='fixed'),
+        lower_once=dict(adapter_options=dict(layers=[4, 5])),
+    )
     base = dataclasses.replace(BASE, **needed.get(field, {}))
     value = {'label': {'hidden': [8]}} if field == 'heads' else OTHER.get(field)
     changed = {'train': TrainConfig(**{inner: OTHER_TRAIN[inner]})} if inner else {field: value}
@@ -247,6 +251,21 @@ def test_defaults_written_out_are_the_same_run():
             'hatexplain/label.macro_f1',
         ),
         (dict(tasks=['label'], train=dict(reference={'hatexplain/target.macro_f1': 0.1})), 'train', 'not watched'),
+        (dict(tasks=['label'], adapter_options=dict(rank=3)), 'adapter', "lora has no option 'rank'"),
+        (dict(tasks=['label'], adapter='seq_bn', adapter_options=dict(r=3)), 'adapter', "seq_bn has no option 'r'"),
+        (dict(tasks=['label'], strategy='mtl_lora', strategy_options=dict(rank=3)), 'adapter', "no option 'rank'"),
+        (dict(tasks=['label'], heads=dict(label=dict(loss_options=dict(smoothin=0.1)))), 'hatexplain/label', 'smoothin'),
+        (dict(tasks=['label'], heads=dict(label=dict(loss='focal'))), 'hatexplain/label', 'for: tokens'),
+        (dict(tasks=['label'], heads=dict(label=dict(loss='focall'))), '', 'cross_entropy'),
+        (dict(tasks=['label'], heads=dict(label=dict(pooling='cls'))), '', 'first'),
+        (dict(tasks=['label'], balancing='dwa', balancing_options=dict(temprature=3)), 'balancing_options', 'temprature'),
+        (dict(tasks=['label'], balancing='random', balancing_options=dict(sed=3)), 'balancing_options', 'sed'),
+        (
+            dict(tasks=['label'], balancing='fixed', balancing_options=dict(importances={'labl': 3})),
+            'importances',
+            "no loss 'labl'",
+        ),
+        (dict(tasks=['label'], balancing='fixed', balancing_options=dict(importances=[1])), 'importances', 'a table'),
     ],
 )
 def test_a_configuration_that_is_wrong_says_where(d, place, what):
@@ -271,6 +290,14 @@ def test_a_configuration_that_is_wrong_says_where(d, place, what):
 def test_options_that_are_wrong_are_told_before_anything_is_trained(tmp_path, d, words):
     with pytest.raises(HatenbError, match=words):
         make_run(RunConfig.from_dict(dict(tasks=['mini/label'], limit=8, **d)), tmp_path)
+
+
+def test_what_a_configuration_may_leave_to_its_losses_and_packages(monkeypatch):
+    "Importances of one loss of a task; options of TorchJD, which need not be there to read a record"
+    part = dict(balancing='fixed', balancing_options=dict(importances={'hatexplain/target.Arab': 3}))
+    assert RunConfig(('target',), heads=dict(target=dict(loss_options=dict(apart=True))), **part).id
+    monkeypatch.setitem(sys.modules, 'torchjd', None)
+    assert RunConfig(('label', 'target'), balancing='upgrad', balancing_options=dict(reg_eps=0.1)).id
 
 
 def test_an_unknown_setting_of_a_head(tmp_path):

@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 
 from hatenb.evaluation import evaluate, watched_metrics
+from hatenb.kinds import make_head
+from hatenb.tasks import Task
 from hatenb.training import predict
-from hatenb.watching import watch
+from hatenb.watching import meters, watch
 from parts import ALL, small
 
 
@@ -24,3 +26,12 @@ def test_a_batch_in_which_nobody_is_asked_adds_nothing():
     model, posts = small(('mini/label',), limit=24)
     posts['mini'].flat['label'] = np.where(np.arange(24) % 3, posts['mini'].flat['label'], -1)
     assert watch(model, posts, batch_size=1) == pytest.approx(watch(model, posts), abs=1e-6)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('task', ['dynahate/type', 'dynahate/target', 'mini_mhs/score', 'mini/rationale'])
+def test_a_task_that_no_post_is_asked_about_has_zeros(task):
+    task = Task.parse(task)
+    counted = dict(share=[.1]*len(task.outputs), mean=0., sd=1.)
+    found = meters[task.kind](make_head(task, 8, {task.name: counted})).compute()
+    assert found and set(found.values()) == {0.}

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 # %% ../../nbs/composing/03_strategies.ipynb #396cad4b
 from ..batches import Posts
 from ..core import HatenbError, Registry
-from ..encoder import Encoder, adapter_methods
+from ..encoder import Encoder, adapter_methods, method_options
 from ..merging.adapters import lora_updates, merge_adapters, search_coefficients
 from ..merging.inputs import check_collecting, freeze_A, sample_batches, start_orthogonal, start_shared
 from ..merging.measures import interference
@@ -57,6 +57,9 @@ class Strategy:
                               f'It has: {", ".join(known) or "none"}.')
         if self.adapter_options and not self.makes:
             raise HatenbError('the strategy makes no adapters by a method', 'adapter options', 'Leave them out.')
+        if self.adapter != 'lora' and not self.makes:
+            raise HatenbError(f'the strategy makes no adapters by a method such as {self.adapter}', 'adapter',
+                              'Leave it out; sources say their own.')
         self.setup(**options)
 
     def setup(self): "Take the options"
@@ -274,6 +277,7 @@ class SharedLoRA(Strategy):
     "Multi-task LoRA: its options are those of the method `mtl_lora`"
     makes = False
     def __init__(self, tasks, adapter='lora', adapter_options=None, **options):
+        method_options('mtl_lora', **options)      # raises for one that there is not
         self.options = options
         super().__init__(tasks, adapter, adapter_options)
     def build(self, encoder, sources, posts=None):

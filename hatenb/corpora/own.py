@@ -16,13 +16,12 @@ from datasets import Features, Value
 # %% ../../nbs/corpora/23_own.ipynb #220616dc
 from ..core import HatenbError, digest
 from .registry import Corpus, Question, RemoteFile, add_corpus, text_question
-from .tables import (column_of, post_features, posts_of, read_table, separator_of, split_by_text,
-                                   splits_of, wrong_row)
+from .tables import (post_features, posts_of, read_table, separator_of, split_by_text, splits_of,
+                                   wrong_row)
 
 # %% ../../nbs/corpora/23_own.ipynb #0f4953c3
-def _classes(file, label):
+def _classes(values, file):
     "What a column holds: the classes, in alphabetical order"
-    values = column_of(read_table(file, separator_of(file)), file, label)
     for line,v in values.items():
         if not v.strip(): raise wrong_row('the post has no class', file, line)
     counts = values.value_counts()
@@ -30,19 +29,30 @@ def _classes(file, label):
         raise HatenbError(f'all posts are {counts.index[0]!r}', file, 'Give posts of two classes or more.')
     if counts.min() < 2 or len(counts) > 100:
         rare = f', {counts.index[-1]!r} for one post' if counts.min() < 2 else ''
-        raise HatenbError(f'the column {label!r} holds {len(counts)} classes{rare}', file,
+        raise HatenbError(f'the column {values.name!r} holds {len(counts)} classes{rare}', file,
                           'Name the column that holds the class.')
     return tuple(sorted(counts.index))
 
 # %% ../../nbs/corpora/23_own.ipynb #0f01a2f3
 _sides = 'train','validation','test'
 
-def _split(posts, given, file):
+def _table(file, *columns):
+    "The rows of a file; raises for a column that is missing, and for a split that is none or has no post"
+    t = read_table(file, separator_of(file))
+    if missing := [c for c in columns if c not in t]:
+        raise HatenbError(f'the column {missing[0]!r} is missing', file, f'Name one that it has: {", ".join(t)}.')
+    if 'split' not in t: return t
+    for line,v in t['split'].items():
+        if v not in _sides: raise wrong_row(f'the split {v!r} is none of {", ".join(_sides)}', file, line)
+    if empty := [s for s in _sides if not (t['split'] == s).any()]:
+        raise HatenbError(f"the column 'split' has no post for {', '.join(empty)}", file,
+                          'Give each split posts, or leave the column out: then a hash of each text decides.')
+    return t
+
+def _split(posts, given):
     "Posts by split: that of a column, or by a hash of the text"
     features = Features(**post_features, label=Value('int8'))
     if given is None: return split_by_text(posts, features)
-    for line,v in given.items():
-        if v not in _sides: raise wrong_row(f'the split {v!r} is none of {", ".join(_sides)}', file, line)
     return splits_of(features, **{s: posts[given == s] for s in _sides})
 
 # %% ../../nbs/corpora/23_own.ipynb #5c2cd673
@@ -53,17 +63,17 @@ def add_table(
     label:str='label',  # the column with the classes
     negative:str='',    # the class that says that nothing is wrong, if there is one
 ) -> Corpus:
-    """Register a table of your own as a corpus with the question `label`. Raises `HatenbError` for a row or a column
-    that is off"""
+    """Register a table of your own as a corpus with the question `label`. Raises `HatenbError` for a column that is
+    missing, a post without a class, and a split that is none or has no post; posts without words are told when it is
+    read"""
     file = Path(file).resolve()
-    classes = _classes(file, label)
+    classes = _classes(_table(file, text, label)[label], file)
     if negative and negative not in classes:
         raise HatenbError(f'there is no class {negative!r}', file, f'The column holds {", ".join(classes)}.')
     def _read(folder):
-        t = read_table(file, separator_of(file))
-        ids = t.index.map(str)
-        posts = posts_of(file, ids, column_of(t, file, text), label=column_of(t, file, label).map(classes.index))
-        return _split(posts, t['split'] if 'split' in t else None, file)
+        t = _table(file, text, label)
+        posts = posts_of(file, t.index.map(str), t[text], label=t[label].map(classes.index))
+        return _split(posts, t.get('split'))
     q = Question('label', 'multiclass', classes, details=dict(negative=negative) if negative else {})
     asked = digest([text, label, negative], 8)      # what is read of other columns of the file is another version
     return add_corpus(Corpus(name, file.name, str(file.parent), (RemoteFile(file.name),), _read,

@@ -54,7 +54,10 @@ def _answers_of_one(table, task):
         raise HatenbError(f'the gold column {missing[0]!r} is missing', 'the predictions',
                           'Load the predictions with `load_predictions`, which adds it.')
     check_predictions(t)
-    return asked_posts(t, q), q, kind_of(q)
+    if not len(asked := asked_posts(t, q)):
+        raise HatenbError(f'the task {task} is asked about none of the posts', 'the predictions',
+                          'Give more posts, some of which it is asked about.')
+    return asked, q, kind_of(q)
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #a87d9edf
 def fit_temperature(
@@ -105,7 +108,7 @@ def _named(table, names, wanted):
     out = {}
     for task,(corpus,q) in answered_tasks(table).items():
         name = task if names is None else names.get(f'{corpus}/{q.name}')
-        if name is not None and wanted(q): out.setdefault(name, []).append(f'{corpus}/{q.name}')
+        if name is not None and wanted(corpus, q): out.setdefault(name, []).append(f'{corpus}/{q.name}')
     return out
 
 def fit_thresholds(
@@ -122,15 +125,19 @@ def choose_thresholds(
     least:int=20,
     names:dict[str,str]|None=None, # see `decisions`
 ) -> dict[str,dict[str,float]]: # task → output → threshold
-    "The thresholds of all tasks that have some"
-    decided = _named(table, names, lambda q: kind_of(q).decided_metrics(q))
-    found = {name: fit_thresholds(table, tasks, least) for name,tasks in decided.items()}
+    "The thresholds of all tasks that have some; a task that is asked about none of the posts has none"
+    def _decided(c, q): return kind_of(q).decided_metrics(q) and len(asked_posts(table[table['corpus'] == c], q))
+    found = {n: fit_thresholds(table, tasks, least) for n,tasks in _named(table, names, _decided).items()}
     return {name: lines for name,lines in found.items() if lines}
 
 # %% ../../nbs/evaluation/04_calibration.ipynb #e13c96cd
 def _check_thresholds(task, q, lines):
     if unknown := [o for o in lines if o not in q.outputs]:
         raise HatenbError(f'{task} has no output {unknown[0]!r}', 'thresholds', f'Known: {", ".join(q.outputs)}.')
+    known = kind_of(q).with_threshold(q)
+    if idle := [o for o in lines if o not in known]:
+        raise HatenbError(f'no threshold of {task} decides on {idle[0]!r}', 'thresholds',
+                          f'It has one for {", ".join(known)}.' if known else 'Leave this task out.')
     if wrong := [o for o,v in lines.items() if not 0 < v < 1]:
         raise HatenbError(f'the threshold of {wrong[0]} is {lines[wrong[0]]}', 'thresholds', 'It lies between 0 and 1.')
 
@@ -139,7 +146,7 @@ def apply_thresholds(
     thresholds:dict[str,dict[str,float]],  # task → output → threshold; others keep ½
 ) -> pd.DataFrame:
     """The table with answers moved so that what was the threshold is ½; for decisions only.
-    Raises `HatenbError` for a task that the table does not answer or an output that there is not."""
+    Raises `HatenbError` for a task that the table does not answer and for an output that has no threshold."""
     for task,lines in thresholds.items():
         corpus,q = _task_of(table, task)
         _check_thresholds(task, q, lines)
@@ -169,7 +176,7 @@ def decisions(
 ) -> dict: # temperatures: task → T; thresholds: task → output → threshold of the calibrated probability
     "What is chosen on validation after training, as JSON can hold it; for tasks of one name on their posts together"
     table = where if isinstance(where, pd.DataFrame) else load_predictions(where)
-    named = _named(table, names, lambda q: kind_of(q).calibrates) if 'corpus' in table else {}
+    named = _named(table, names, lambda _,q: kind_of(q).calibrates) if 'corpus' in table else {}
     if not named:
         raise HatenbError('there are no probabilities to calibrate', 'the predictions',
                           'Give the validation predictions of a run that was asked for classes, communities or words.')

@@ -7,9 +7,9 @@ Docs: https://hatenb.github.io/hatenb/kinds/base.html.md"""
 # %% auto #0
 __all__ = ['kinds', 'poolings', 'losses', 'strengths', 'Metric', 'MetricFamily', 'refuse_posts', 'wrong_rows', 'Kind', 'kind_of',
            'asked_posts', 'asked_places', 'asked_gold', 'gold_columns', 'has_gold', 'count_answers', 'HeadConfig',
-           'pool_first', 'pool_mean', 'mlp', 'Head', 'make_head', 'Loss', 'make_loss', 'loss_weights', 'loss_vector',
-           'log_odds', 'logs', 'best_cut', 'best_threshold', 'move_to_half', 'best_of_strengths', 'logistic',
-           'words_and_pairs', 'there']
+           'pool_first', 'pool_mean', 'mlp', 'Head', 'make_head', 'Loss', 'loss_class', 'make_loss', 'loss_weights',
+           'loss_vector', 'log_odds', 'logs', 'best_cut', 'best_threshold', 'move_to_half', 'best_of_strengths',
+           'logistic', 'words_and_pairs', 'there']
 
 # %% ../../nbs/kinds/00_base.ipynb #8b808397
 import inspect
@@ -219,6 +219,9 @@ def statistics(self:Kind,
 ) -> tuple[dict[str,Statistic], dict, dict[str,str]]: # metric → statistic; counts; metric → why it has no value
     "What can be computed of a question's predictions"
     use,found,why = self.measured_on(t, q),{},{}
+    if use is not None and not use.any():
+        all_runs = [m for m in self.metrics(q) if not m.endswith('_part')]     # the rest: if asked about a part alone
+        return found, {}, dict.fromkeys(all_runs, 'the question is asked about none of the posts')
     a = self.answers(t if use is None else t[use].reset_index(drop=True), q)
     for f in self.families.values():
         for name,(_,thing) in f.members(q).items():
@@ -346,16 +349,21 @@ class Loss:
         return (batch[self.q.asked] != 0).float()
 
 # %% ../../nbs/kinds/00_base.ipynb #5ecc07ee
-def make_loss(head:Head) -> Loss:
-    "The loss that a head's configuration names, else the usual one; raises `HatenbError` if it is not for this kind"
-    cls = losses[head.config.loss or head.kind.loss]
-    if head.task.kind not in cls.kinds:
-        raise HatenbError(f'the loss {head.config.loss!r} is not for {head.task.kind} tasks', head.task.key,
+def loss_class(task:Task, config:HeadConfig) -> type[Loss]:
+    """The loss that a head's configuration names, else the usual one; raises `HatenbError` if it is not for this kind
+    or does not take its options"""
+    cls = losses[config.loss or kind_of(task).loss]
+    if task.kind not in cls.kinds:
+        raise HatenbError(f'the loss {config.loss!r} is not for {task.kind} tasks', task.key,
                           f'It is for: {", ".join(cls.kinds)}.')
-    try: inspect.signature(cls.setup).bind(None, **head.config.loss_options)
+    try: inspect.signature(cls.setup).bind(None, **config.loss_options)
     except TypeError as e:
-        raise HatenbError(f'the loss does not take these options: {e}', head.task.key, 'Look up its `setup`.') from None
-    return cls(head, **head.config.loss_options)
+        raise HatenbError(f'the loss does not take these options: {e}', task.key, 'Look up its `setup`.') from None
+    return cls
+
+def make_loss(head:Head) -> Loss:
+    "The loss of a head, see `loss_class`; raises `HatenbError` for one that cannot be"
+    return loss_class(head.task, head.config)(head, **head.config.loss_options)
 
 # %% ../../nbs/kinds/00_base.ipynb #92d4e8db
 def loss_weights(
@@ -576,6 +584,11 @@ def reply(self:Kind, q:Question) -> dict|None:
 def by_threshold(self:Kind, q:Question) -> bool:
     "Whether an answer is what lies above a threshold, as communities and words do, and the likeliest class does not"
     return (self.reply(q) or {}).get('decide', '').startswith('threshold')
+
+@patch
+def with_threshold(self:Kind, q:Question) -> list[str]:
+    "The outputs that have a threshold, see `fit_thresholds`"
+    return list(q.outputs) if self.by_threshold(q) else []
 
 def there(v:Any) -> bool:
     "Whether a cell of a table holds a value"

@@ -258,6 +258,9 @@ def fit_thresholds(self:Multiclass, t, q, least=20):
     return {negative: negative_threshold(np.stack(t[f'{q.name}_prob']), y, place)}
 
 @patch
+def with_threshold(self:Multiclass, q): return [q.details['negative']] if 'negative' in q.details else []
+
+@patch
 def moved(self:Multiclass, t, q, thresholds):
     negative = q.details.get('negative')
     if thresholds.get(negative, .5) == .5: return {}
