@@ -23,6 +23,7 @@ from hatenb.bootstrap import (
 from hatenb.core import HatenbError
 from hatenb.corpora import load_corpus
 from hatenb.corpora.hatexplain import LABELS, PAPER_TARGETS, TARGETS
+from hatenb.corpora.spans import spans_of
 from hatenb.evaluation import (
     bias_table,
     check_predictions,
@@ -37,7 +38,7 @@ from hatenb.evaluation import (
     with_gold,
 )
 from hatenb.kinds import kind_of, rationale_table, tokens_to_words, top, vote_divergences
-from hatenb.kinds.tokens import iou_hits, spans_of
+from hatenb.kinds.tokens import iou_hits
 from hatenb.tasks import question_of
 
 

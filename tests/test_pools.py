@@ -12,7 +12,7 @@ from hatenb.core import HatenbError, read_json
 from hatenb.corpora import Corpus, Question, RemoteFile, load_corpus, text_question
 from hatenb.corpora.communities import COMMUNITIES, communities_in, community_names, community_of, community_row
 from hatenb.corpora.pools import declared_pools, make_pool, normalised, without_duplicates
-from hatenb.corpora.spans import spans_of_characters, spans_of_words, words_in_spans
+from hatenb.corpora.spans import spans_of_words, words_in_spans
 from hatenb.corpora.statistics import class_agreement, mark_agreement, overlap
 from hatenb.corpora.tables import dataset_of, post_features, toxic_question
 from hatenb.making import make_run
@@ -46,18 +46,11 @@ def test_marked_words_are_the_same_there_and_back(post):
 @given(marked_text())
 def test_a_word_is_marked_if_one_of_its_characters_is(post):
     places, _, characters = post
-    marks = words_in_spans(places, spans_of_characters(characters))
+    marks = words_in_spans(places, [(c, c+1) for c in characters])
     assert marks == [int(any(c in characters for c in range(b, e))) for b,e in places]
     grown = {c for b,e in spans_of_words(places, marks) for c in range(b, e)}
     inside = {c for b,e in places for c in range(b, e)}
     assert set(characters) & inside <= grown
-
-
-@given(st.lists(st.integers(0, 40)))
-def test_spans_hold_exactly_the_characters_and_do_not_touch(characters):
-    spans = spans_of_characters(characters)
-    assert [c for b,e in spans for c in range(b, e)] == sorted(set(characters))
-    assert all(a[1] < b[0] for a,b in zip(spans, spans[1:]))
 
 
 @given(marked_text())

@@ -8,6 +8,6 @@ from hatenb.evaluation.calibration import (  # noqa: F401
     answered_tasks, apply_temperature, apply_thresholds, choose_thresholds, decisions, disagreement, evaluate_at,
     fit_temperature, fit_thresholds, reliability, reliability_figure)
 from hatenb.evaluation.comparison import (  # noqa: F401
-    compare, compare_gain, mcnemar, mean_relative_gain, paired_bootstrap, planned_family, seed_groups)
+    compare, mcnemar, mean_relative_gain, planned_family, seed_groups)
 from hatenb.evaluation.errors import browse, post_losses, worst_posts  # noqa: F401
 

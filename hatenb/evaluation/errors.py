@@ -17,6 +17,7 @@ import numpy as np, pandas as pd
 # %% ../../nbs/evaluation/05_errors.ipynb #f8db04b0
 from ..core import HatenbError
 from ..corpora import corpora, load_corpus
+from .comparison import check_same_posts
 from .predictions import answered_questions, check_predictions, load_predictions
 from ..kinds import has_gold, kind_of
 from ..pretokenize import masked_word
@@ -72,12 +73,6 @@ def _narrows_question(table, task, output):
     return all(output in q.outputs and kind_of(q).decides_each for _,q in _answering(table, task))
 
 # %% ../../nbs/evaluation/05_errors.ipynb #1b797dd5
-def _check_same_posts(tables):
-    keys = [set(zip(t['corpus'], t['id'])) for t in tables]
-    if lost := sorted('/'.join(k) for k in keys[0] ^ keys[-1]):
-        raise HatenbError(f'the runs did not answer the same posts: {len(lost)} are in only one of them',
-                          ', '.join(lost[:5]), 'Take predictions of the same split.')
-
 def _predictions(where): return where if isinstance(where, pd.DataFrame) else load_predictions(where)
 
 def _losses(tables, task, output):
@@ -103,7 +98,7 @@ def worst_posts(
     if better and second is None:
         raise HatenbError('there is one run only', 'errors', 'Name a second run, or leave `better` out.')
     tables = [_predictions(w) for w in ((first,) if second is None else (first, second))]
-    _check_same_posts(tables)
+    check_same_posts(tables)
     found = _losses(tables, task, output)
     if len(found) == 1: return found[0].rename('first').sort_values(ascending=False, kind='stable').reset_index()
     out = pd.DataFrame(dict(first=found[0], second=found[1])).dropna()

@@ -161,7 +161,7 @@ def _vote_jsd(a):
     return None if votes is None else mean_of(vote_divergences(a.p, votes)[1])
 
 # %% ../../nbs/kinds/01_multiclass.ipynb #00a643e3
-def _of_agreed(name, statistic):
+def _of_agreed(statistic):
     "A metric of the posts whose annotators agreed, or did not"
     def _metric(a, agreed):
         votes = _votes(a)
@@ -175,9 +175,9 @@ def _agreement(q): return {'agreed': True, 'split': False} if q.votes else {}
 
 _groups = 'the posts whose annotators agreed (3–0), or did not (2–1): {}'
 Multiclass.metric('accuracy_{}', 'accuracy ({})', f'accuracy on {_groups}', each=_agreement)(
-    _of_agreed('accuracy', lambda a,use: mean_of((a.given == a.y)[use])))
+    _of_agreed(lambda a,use: mean_of((a.given == a.y)[use])))
 _ = Multiclass.metric('macro_f1_{}', 'macro F1 ({})', f'macro F1 on {_groups}', each=_agreement)(
-    _of_agreed('macro_f1', lambda a,use: f1_of(one_hot(a.y[use], a.k), one_hot(a.given[use], a.k), 'macro')))
+    _of_agreed(lambda a,use: f1_of(one_hot(a.y[use], a.k), one_hot(a.given[use], a.k), 'macro')))
 
 # %% ../../nbs/kinds/01_multiclass.ipynb #c59db89c
 @patch
