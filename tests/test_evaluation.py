@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings as hsettings, strategies as st
+from hypothesis import example, given, settings as hsettings, strategies as st
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 from sklearn import metrics as sk
@@ -219,6 +219,7 @@ def test_score_agrees_with_sklearn_and_scipy(seed):
 @pytest.mark.parametrize('task', MAKERS)
 @quick
 @given(seed=seeds)
+@example(seed=191)
 def test_a_weight_is_a_repeated_post(task, seed):
     rng = np.random.default_rng(seed)
     make, statistics = MAKERS[task]
@@ -228,7 +229,7 @@ def test_a_weight_is_a_repeated_post(task, seed):
     for i, w in enumerate(W.astype(int)):
         repeated = t.loc[np.repeat(t.index, w)].reset_index(drop=True)
         plain = statistics(repeated)[0]
-        assert weighted.keys() == plain.keys()
+        assert plain.keys() <= weighted.keys()     # a draw may lack all posts of one side of a community
         for m, f in plain.items():
             assert weighted[m][i] == pytest.approx(
                 f(np.ones((1, len(repeated)), np.float32))[0], rel=1e-5, abs=1e-6, nan_ok=True
