@@ -531,7 +531,7 @@ def tfidf(self:Kind, task:Task, train, splits:dict, seed:int=0) -> dict[str,dict
 # %% ../../nbs/kinds/00_base.ipynb #24c429f5
 @patch
 def losses_of_posts(self:Kind, t:pd.DataFrame, q:Question, output:str|None=None) -> np.ndarray:
-    "[n] how wrong the answer to each post is (of an output, if named); `post_losses` leaves out posts that are not asked"
+    "[n] how wrong the answer to each post is (of an output, if named); `post_losses` leaves out those not asked"
     raise HatenbError(f'there is no loss of single posts for {q.name}', 'errors', 'Choose another task.')
 
 @patch
