@@ -245,7 +245,8 @@ def _check_balancing(self:RunConfig):
     if issubclass(balancers[self.balancing], Aggregated): return
     weighed = self.balancing_options.get('importances') or {}
     check_type(weighed, dict, 'balancing_options, importances')
-    parts = [k for k in weighed if k.rpartition('.')[0] in self.tasks]     # which losses a task has, its head knows
+    # which losses a task has, its head knows; their names may have dots
+    parts = [k for k in weighed if any(k.startswith(f'{t}.') for t in self.tasks)]
     make_balancer(self.balancing, [*self.tasks, *parts], **self.balancing_options)
 
 @patch

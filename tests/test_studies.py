@@ -296,6 +296,8 @@ def test_what_a_configuration_may_leave_to_its_losses_and_packages(monkeypatch):
     "Importances of one loss of a task; options of TorchJD, which need not be there to read a record"
     part = dict(balancing='fixed', balancing_options=dict(importances={'hatexplain/target.Arab': 3}))
     assert RunConfig(('target',), heads=dict(target=dict(loss_options=dict(apart=True))), **part).id
+    dotted = dict(balancing='fixed', balancing_options=dict(importances={'hatexplain/target.U.S.': 3}))
+    assert RunConfig(('target',), **dotted).id                      # a name with dots, as tables of one's own have
     monkeypatch.setitem(sys.modules, 'torchjd', None)
     assert RunConfig(('label', 'target'), balancing='upgrad', balancing_options=dict(reg_eps=0.1)).id
 
